@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from fl.runs.settings import target_of
 from fl.selection import Choice, Selection
 
 
-def mostly_slow(names: Sequence[str]) -> list[Any]:
-    """Every fifth name as it is, and the others marked slow, for checks of each member."""
-    return [
-        pytest.param(name, marks=[pytest.mark.slow] if i % 5 else [])
-        for i, name in enumerate(names)
-    ]
+def mostly_slow(names: Collection[str], quick: Collection[str] | None = None) -> list[Any]:
+    """Some names as they are, every fifth if it is not said which, and the others marked slow."""
+    quick = [*names][::5] if quick is None else quick
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
 
 
 CLIENTS, ROUNDS = 4, 3

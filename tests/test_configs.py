@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import cycle
 from pathlib import Path
 
 import pytest
-from every_strategy import MODELS
+from every_strategy import MODELS, STAGED, TIMED
 from hydra import compose, initialize_config_module
 
 import fl
-from fl.clients import Corrected
+from fl.clients import Corrected, TrainingApp
 from fl.errors import ConfigError
 from fl.runs.build import build
 from fl.runs.explaining import explain
@@ -88,11 +89,24 @@ def test_what_members_are_made_of_explains_its_keys(path):
     assert not unexplained(yaml, set())
 
 
+SAME_RATE = ("fedavg_m", "qfedavg", "scaffold_m")  # whose server knows the clients' rate
+TOLD_AT_TIMES = {  # what some messages say: those to anchors, and those of the first round
+    "fedamd": {"local-epochs", "local-steps"},
+    "savic": {"local-steps"},
+}
+
+
 @pytest.mark.parametrize("name", members("strategy"))
-def test_every_strategy_runs(name):
+def test_every_strategy_runs_and_says_what_it_tells_clients_in_place_of_their_own(
+    name, monkeypatch
+):
     # The server's own models come back to the clients, which must be able to read them.
     chosen = [f"strategy={name}", "target=null", "num_rounds=3", "fail_fast=true"]
     chosen += MODELS.get(name, [])
+    trains = name not in (*STAGED, *TIMED)  # whole models
+    if trains:
+        chosen.append("+train_config.lr=0.05")
+        chosen += ["strategy.rule.lr=0.05"] if name in SAME_RATE else []
     config = config_of(*chosen)
     if config.strategy.get("sub_models") or name == "dimat":  # of a model that has parts
         config = config_of(*chosen, "model=mlp")
@@ -103,7 +117,24 @@ def test_every_strategy_runs(name):
     if "fraction_train" in config.strategy:
         # Bulyan needs n >= 4 f + 3 replies; with all clients and no faults every round has 12.
         config.strategy.fraction_train = 1.0
-    assert run_experiment(config) is None
+    experiment = build(config)
+    said = []
+    plan = TrainingApp.plan
+
+    def noted(app, payload, kind, *rest):
+        if kind.startswith("train"):
+            said.append(dict(payload.content["config"]))
+        return plan(app, payload, kind, *rest)
+
+    monkeypatch.setattr(TrainingApp, "plan", noted)
+    assert run_experiment(config, prepared=experiment) is None
+    if trains:
+        assert said
+        app, told = experiment.app, experiment.strategy.told()
+        expected = {key for key in (*told, "lr") if app.replaced_by(key)}
+        for one in said:
+            honoured = {key for key in one if app.replaced_by(key)}
+            assert expected <= honoured <= expected | TOLD_AT_TIMES.get(name, set())
 
 
 @pytest.mark.parametrize("name", members("topology"))
@@ -146,13 +177,11 @@ def test_every_client_rule_runs(name):
     assert 0 <= run_experiment(config_of(*strategy, f"client={name}")) <= 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(  # of those that are optimizers
-        {*members("client")} - {"coded_gradient", "gradient", "per_fedavg", "pfedme"}
-    ),
-)
-@pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "scaffold_m", "feddyn"])
+OPTIMIZERS = {*members("client")} - {"coded_gradient", "gradient", "per_fedavg", "pfedme"}
+CORRECTING = ["fedprox", "fedasync", "scaffold", "scaffold_m", "feddyn"]
+
+
+@pytest.mark.parametrize(("strategy", "name"), [*zip(cycle(CORRECTING), sorted(OPTIMIZERS))])
 def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(strategy, name):
     experiment = build(config_of(f"strategy={strategy}", f"client={name}"))
     assert isinstance(experiment.app.rule, Corrected)

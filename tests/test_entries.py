@@ -25,6 +25,7 @@ from every_strategy import (
     ROUNDS,
     SERVERLESS,
     configured,
+    mostly_slow,
     ran,
 )
 from flwr.app import Array, ArrayRecord, RecordDict
@@ -95,14 +96,11 @@ ANCHORS = "fedamd"  # nearly all of whose clients send a gradient, and train not
 
 slow = pytest.mark.slow
 QUICK = {"fedavg", "qfedavg", "fedadam", "fedbuff", "quafl", "dpsgd"}
-ALL = [*AVERAGING, *ROUNDED, *EVENTS, *POLLING, *SERVERLESS]
+SERVED = [*AVERAGING, *ROUNDED, *EVENTS, *POLLING]
+ALL = [*SERVED, *SERVERLESS]
 
 
-def cases(names, quick):
-    return [pytest.param(name, marks=() if name in quick else slow) for name in names]
-
-
-@pytest.mark.parametrize("strategy", cases(ALL, QUICK))
+@pytest.mark.parametrize("strategy", mostly_slow(ALL, QUICK))
 def test_a_model_of_all_kinds_learns_with_every_strategy(strategy):
     overrides = ["client.rule.lr=0.05"] if strategy == "fedasync" else []
     experiment, run = trained(strategy, *overrides)
@@ -115,7 +113,9 @@ TOPK = "ef_topk compressor.compressor.density=0.3"
 
 
 @pytest.mark.parametrize("compressor", [TOPK, "int8", "sign"])
-@pytest.mark.parametrize("strategy", cases([*AVERAGING, *ROUNDED, *EVENTS, *POLLING], {"fedavg"}))
+@pytest.mark.parametrize(
+    "strategy", mostly_slow([*AVERAGING, *ROUNDED, *EVENTS, *POLLING], {"fedavg"})
+)
 def test_a_model_of_all_kinds_learns_over_compressed_links(strategy, compressor):
     experiment, run = trained(strategy, *f"compressor={compressor}".split())
     check(experiment, run, tied=1e-5, counted=strategy != ANCHORS)
@@ -140,7 +140,7 @@ def test_outer_steps_refuse_what_is_no_parameter(strategy):
         build(configured(strategy, *KINDS))
 
 
-@pytest.mark.parametrize("strategy", cases([*GRADIENTS, *OUTER], {"diloco", "onebit_adam"}))
+@pytest.mark.parametrize("strategy", mostly_slow([*GRADIENTS, *OUTER], {"diloco", "onebit_adam"}))
 def test_scalars_empty_and_narrow_tensors_learn_where_buffers_are_refused(strategy):
     experiment, run = trained(strategy, model="OnlyTrained")
     first, last = values(experiment.initial()), values(run.arrays)
@@ -152,7 +152,7 @@ def test_scalars_empty_and_narrow_tensors_learn_where_buffers_are_refused(strate
             assert (last[name] != first[name]).any()
 
 
-@pytest.mark.parametrize("strategy", cases(OUTER, {"local_sgd"}))
+@pytest.mark.parametrize("strategy", mostly_slow(OUTER, {"local_sgd"}))
 def test_outer_steps_keep_tied_parameters_tied(strategy):
     _, run = trained(strategy, model="Tied")
     last = values(run.arrays)

@@ -24,12 +24,7 @@ from fl.errors import ConfigError
 from fl.runs.apps import read_app
 from fl.runs.attacked import Attackers, attackers, poisoned_data
 from fl.runs.combination import Combination
-from fl.runs.compatibility import (
-    check_model,
-    check_told,
-    misjudged,
-    refusals,
-)
+from fl.runs.compatibility import check_model, refusals
 from fl.runs.configuration import Given
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.ignored import (
@@ -68,6 +63,7 @@ from fl.runs.settings import (
 )
 from fl.runs.simulator import epoch_of
 from fl.runs.staged import staged
+from fl.runs.told import check_told, misjudged
 from fl.runs.transcript import shown_once
 from fl.runs.unread import (
     OF_A_TASK,

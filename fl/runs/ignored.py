@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flwr.app import ConfigRecord
+from flwr.serverapp import strategy as flower
 from omegaconf import DictConfig
 
-from fl.runs.compatibility import unread_of_clients
+from fl.checks import read_if
 from fl.runs.experiment import Learning
+from fl.runs.told import unread_of_clients
 from fl.simulation.world.power import CAP_KEY
 from fl.strategies import Driver
+
+read_if(
+    lambda a: a["fraction_evaluate"] > 0,
+    "min_evaluate_nodes",
+    only="clients evaluate only with {at}fraction_evaluate above 0",
+)(flower.FedAvg)
 
 _OF_EVALUATIONS = (
     *("central_epochs", "evaluate_every", "evaluate_every_s", "evaluate_train", "metrics"),

@@ -20,6 +20,7 @@ from fl.flower.grid_view import Summed
 from fl.flower.identity import client_of
 from fl.flower.payload import payload_bytes
 from fl.randomness import uniform
+from fl.simulation.aggregators import AggregatorProcess, AggregatorProcesses
 from fl.simulation.kernel.dispatch import Dispatch
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.trace import Event, Trace
@@ -28,29 +29,6 @@ from fl.simulation.world.hierarchies.hierarchy import Hierarchy
 from fl.vectors.sum_tree import SumTree, leaves_of
 
 _NUMBER_BYTES = 4
-
-
-class _Process:
-    """An aggregator's process.
-
-    Attributes:
-        machine: where it is.
-        role: for which it was started.
-        born_s: when that was.
-        ready_s: when it can work.
-        free_s: since when it has nothing to do; it may be in the future, of one that starts.
-        held: whether it has a part of a round.
-        pinned: whether it is kept for the round that is open, however long it is idle.
-    """
-
-    __slots__ = ("born_s", "free_s", "held", "machine", "pinned", "ready_s", "role")
-
-    def __init__(self, machine: int, role: str, born_s: float, ready_s: float) -> None:
-        self.machine = machine
-        self.role = role
-        self.born_s = born_s
-        self.ready_s = self.free_s = ready_s
-        self.held = self.pinned = False
 
 
 class _Part:
@@ -67,7 +45,7 @@ class _Part:
 
     __slots__ = ("adds", "end_s", "machine", "process", "role", "tree")
 
-    def __init__(self, role: str, machine: int, process: _Process) -> None:
+    def __init__(self, role: str, machine: int, process: AggregatorProcess) -> None:
         self.role = role
         self.machine = machine
         self.process = process
@@ -147,10 +125,9 @@ class SimSummation:
     Attributes:
         bytes_between: payload bytes that crossed links between machines, both ways.
         bytes_within: bytes of sums that aggregators of one machine handed on.
-        cold_starts, warm_starts: of processes.
+        processes: of aggregators.
         failures: aggregators that died.
         lost: updates that were lost with them.
-        busy_s: seconds that aggregators have added or started, all together.
         moving_s: processor seconds of encoding, decoding and copying.
     """
 
@@ -166,8 +143,9 @@ class SimSummation:
         self.hierarchy = hierarchy
         self.may_lose = hierarchy.failure > 0 and hierarchy.on_failure == "lost"
         self.bytes_between = self.bytes_within = 0
-        self.cold_starts = self.warm_starts = self.failures = self.lost = 0
-        self.busy_s = self.moving_s = 0.0
+        self.failures = self.lost = 0
+        self.moving_s = 0.0
+        self.processes = AggregatorProcesses(hierarchy, queue, trace)
         self._fleet = fleet
         self._queue = queue
         self._trace = trace
@@ -179,19 +157,8 @@ class SimSummation:
         self._used = 0  # machines of all rounds
         self._completion_s = 0.0  # of all rounds, from the end of a round to its sum
         self._nic_free_s = 0.0  # of the top's machine
-        self._mean_updates: list[float | None] = [None] * hierarchy.machines
         self._last_top = 0
         self._at_machines = False  # the sums of the last round
-        self._pool: list[list[_Process]] = [[] for _ in range(self._num_machines)]
-        self._gone_alive_s = 0.0  # of processes that are no more
-        self._on: list[list[tuple[float, float]]] = [[] for _ in range(self._num_machines)]
-        if hierarchy.always_on:
-            for machine, pool in enumerate(self._pool):
-                pool.append(_Process(machine, "leaf", 0.0, 0.0))
-
-    @property
-    def _num_machines(self) -> int:
-        return self.hierarchy.machines + self.hierarchy.has_cloud
 
     # ---- what is sent ----------------------------------------------------------------------------
 
@@ -228,7 +195,7 @@ class SimSummation:
         self._round = _OpenRound(self._rounds, size, self.hierarchy.machines)
         self._rounds += 1
         if self.hierarchy.planned:
-            self._plan()
+            self.processes.plan(self._last_top)
 
     def add(self, message_id: str) -> None:
         """Takes a reply into the round, now."""
@@ -241,7 +208,7 @@ class SimSummation:
         now = self._queue.now
         leaf = machine.open
         if leaf is None:
-            leaf = machine.open = _Part("leaf", where, self._process(where, "leaf"))
+            leaf = machine.open = _Part("leaf", where, self.processes.take(where, "leaf"))
             machine.leaves += 1
             if machine.alone is not None:  # another one's sum will come
                 first, machine.alone = machine.alone, None
@@ -265,12 +232,12 @@ class SimSummation:
         closed_s = self._queue.now
         for where, machine in enumerate(opened.machines):
             if self.hierarchy.planned:
-                self._learn(where, machine.updates)
+                self.processes.learn(where, machine.updates)
             if (leaf := machine.open) is not None:
                 machine.open = None
                 self._complete(opened, leaf)
             self._machine_complete(opened, where)
-        self._unpin()
+        self.processes.unpin()
         if not opened.used:
             opened.result = Summed((), [])
         while opened.result is None:
@@ -303,7 +270,7 @@ class SimSummation:
         seconds = part.adds * self.hierarchy.machine.add_s(opened.size)
         if not self.hierarchy.eager:
             part.end_s += seconds
-        self.busy_s += seconds
+        self.processes.busy_s += seconds
         end = max(part.end_s, self._queue.now)
         self._queue.schedule(end, Priority.PROGRESS, self._done, (opened, part))
 
@@ -319,7 +286,7 @@ class SimSummation:
             self._trace.record(
                 now, Event.AGGREGATOR_FAILED, dispatch=part.machine, value=float(len(lost))
             )
-            self._bury(part.process, now)
+            self.processes.bury(part.process, now)
             if hierarchy.on_failure == "retry":
                 self._queue.schedule(
                     now + hierarchy.detection_s, Priority.PROGRESS, self._redo, (opened, part)
@@ -338,10 +305,10 @@ class SimSummation:
     def _redo(self, failed: tuple[_OpenRound, _Part]) -> None:
         """Another process adds up what the machine has kept."""
         opened, part = failed
-        part.process = self._process(part.machine, part.role)
+        part.process = self.processes.take(part.machine, part.role)
         part.end_s = max(part.process.ready_s, self._queue.now)
         seconds = len(part.tree) * self.hierarchy.machine.add_s(opened.size)
-        self.busy_s += seconds
+        self.processes.busy_s += seconds
         end = part.end_s + seconds
         self._queue.schedule(end, Priority.PROGRESS, self._done, (opened, part))
 
@@ -363,9 +330,9 @@ class SimSummation:
             machine.came += 1
             return
         if machine.middle is None:
-            process = self._process(leaf.machine, "middle")
+            process = self.processes.take(leaf.machine, "middle")
             machine.middle = _Part("middle", leaf.machine, process)
-        self._release(leaf.process)
+        self.processes.release(leaf.process)
         seconds = self._hop_s(opened.size)
         at = self._queue.now + seconds
         self._queue.schedule(at, Priority.PROGRESS, self._at_middle, (opened, leaf))
@@ -408,7 +375,7 @@ class SimSummation:
             self._at_top((opened, None))
             return
         if not opened.whole:
-            self._release(part.process)
+            self.processes.release(part.process)
             opened.sums.append(tuple(part.tree))
             self._at_top((opened, None))
             return
@@ -422,9 +389,9 @@ class SimSummation:
             return
         if opened.top is None:
             where = hierarchy.machines if hierarchy.has_cloud else part.machine
-            opened.top = _Part("top", where, self._process(where, "top"))
+            opened.top = _Part("top", where, self.processes.take(where, "top"))
             self._nic_free_s, self._last_top = now, part.machine
-        self._release(part.process)
+        self.processes.release(part.process)
         if part.machine == opened.top.machine:
             at = now + self._hop_s(opened.size)
         else:
@@ -447,7 +414,7 @@ class SimSummation:
 
     def _finish(self, opened: _OpenRound, part: _Part) -> None:
         if part.tree:
-            self._release(part.process)
+            self.processes.release(part.process)
         opened.result = Summed(tuple(part.tree), opened.lost)
 
     # ---- moving ----------------------------------------------------------------------------------
@@ -492,127 +459,35 @@ class SimSummation:
         self._trace.record(now, Event.PARTIAL_SUM, size=size, value=at - now)
         return at
 
-    # ---- processes -------------------------------------------------------------------------------
-
-    def _expires_s(self, process: _Process) -> float:
-        if process.held or process.pinned or self.hierarchy.always_on:
-            return math.inf
-        return process.free_s + self.hierarchy.machine.keep_alive_s
-
-    def _idle(self, machine: int, role: str) -> list[_Process]:
-        """Returns processes that could take a part, the soonest first; forgets those that ended."""
-        now, hierarchy, pool = self._queue.now, self.hierarchy, self._pool[machine]
-        for process in [p for p in pool if self._expires_s(p) < now]:
-            self._bury(process, self._expires_s(process))
-        anything = hierarchy.reuse or hierarchy.always_on
-        idle = [p for p in pool if not p.held and (anything or p.role == role)]
-        return sorted(idle, key=lambda p: max(p.ready_s, now))
-
-    def _process(self, machine: int, role: str) -> _Process:
-        """Returns a process for a part: one that is idle, or else a new one."""
-        now, profile = self._queue.now, self.hierarchy.machine
-        idle = self._idle(machine, role)
-        if idle:
-            process = idle[0]
-            if not self.hierarchy.always_on:
-                self.warm_starts += 1
-                process.ready_s = max(process.ready_s, now + profile.warm_s)
-        else:
-            process = self._started(machine, role)
-        process.held = True
-        return process
-
-    def _started(self, machine: int, role: str) -> _Process:
-        now, cold_s = self._queue.now, self.hierarchy.machine.cold_s
-        process = _Process(machine, role, now, now + cold_s)
-        self._pool[machine].append(process)
-        self.cold_starts += 1
-        self.busy_s += cold_s
-        self._trace.record(now, Event.AGGREGATOR_START, dispatch=machine, value=cold_s)
-        return process
-
-    def _release(self, process: _Process) -> None:
-        process.held = False
-        process.free_s = self._queue.now
-
-    def _bury(self, process: _Process, end_s: float) -> None:
-        self._pool[process.machine].remove(process)
-        self._gone_alive_s += end_s - process.born_s
-        self._on[process.machine].append((process.born_s, end_s))
-
-    def _plan(self) -> None:
-        """Has as many leaves as expected, and what is above them, started now."""
-        fan_in = self.hierarchy.fan_in
-        expected = [mean or 0.0 for mean in self._mean_updates]
-        for machine, mean in enumerate(expected):
-            leaves = math.ceil(mean / fan_in) if fan_in else min(1, math.ceil(mean))
-            wanted = {"leaf": leaves}
-            if not self.hierarchy.reuse:
-                several = sum(m > 0 for m in expected) > 1
-                wanted["middle"] = int(leaves > 1)
-                wanted["top"] = int(several and machine == self._last_top)
-            for role, number in wanted.items():
-                idle = self._idle(machine, role)[:number]
-                idle += [self._started(machine, role) for _ in range(number - len(idle))]
-                for process in idle:
-                    process.pinned = True
-
-    def _learn(self, machine: int, updates: int) -> None:
-        a, mean = self.hierarchy.smoothing, self._mean_updates[machine]
-        self._mean_updates[machine] = updates if mean is None else a * mean + (1 - a) * updates
-
-    def _unpin(self) -> None:
-        for process in (process for pool in self._pool for process in pool):
-            if process.pinned and not process.held:
-                process.free_s = max(process.free_s, self._queue.now)
-            process.pinned = False
-
     # ---- what it has cost ------------------------------------------------------------------------
-
-    def _until(self, process: _Process) -> float:
-        return max(process.born_s, min(self._queue.now, self._expires_s(process)))
-
-    @property
-    def alive_s(self) -> float:
-        """Seconds that processes have been alive so far, all together."""
-        alive = (self._until(p) - p.born_s for pool in self._pool for p in pool)
-        return self._gone_alive_s + sum(alive)
-
-    @property
-    def on_s(self) -> float:
-        """Seconds that machines have had a process on them, all together."""
-        total = 0.0
-        for machine, intervals in enumerate(self._on):
-            alive = [(p.born_s, self._until(p)) for p in self._pool[machine]]
-            end = -math.inf
-            for begins, ends in sorted([*intervals, *alive]):
-                total += max(0.0, ends - max(begins, end))
-                end = max(end, ends)
-        return total
 
     @property
     def energy_j(self) -> float:
         """Joules of the hierarchy's machines so far."""
         machine = self.hierarchy.machine
-        return machine.idle_w * self.on_s + machine.work_w * (self.busy_s + self.moving_s)
+        return machine.idle_w * self.processes.on_s + machine.work_w * self._worked_s
+
+    @property
+    def _worked_s(self) -> float:
+        return self.processes.busy_s + self.moving_s
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""
-        waiting_s = max(0.0, self.alive_s - self.busy_s)
-        rounds = max(1, self._rounds)
+        processes, rounds = self.processes, max(1, self._rounds)
+        waiting_s = max(0.0, processes.alive_s - processes.busy_s)
         return {
-            "machines": self._num_machines,
+            "machines": processes.machines,
             "machines_used": self._used / rounds,
             "completion_s": self._completion_s / rounds,
-            "cold_starts": self.cold_starts,
-            "warm_starts": self.warm_starts,
+            "cold_starts": processes.cold_starts,
+            "warm_starts": processes.warm_starts,
             "failures": self.failures,
             "lost_updates": self.lost,
             "bytes_between": self.bytes_between,
             "bytes_within": self.bytes_within,
-            "busy_s": self.busy_s,
+            "busy_s": processes.busy_s,
             "moving_s": self.moving_s,
             "waiting_s": waiting_s,
-            "cpu_s": self.busy_s + self.moving_s + self.hierarchy.machine.idle_cpu * waiting_s,
+            "cpu_s": self._worked_s + self.hierarchy.machine.idle_cpu * waiting_s,
             "energy_j": self.energy_j,
         }

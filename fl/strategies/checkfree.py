@@ -24,42 +24,48 @@ _EPS = 1e-4
 
 
 @dataclass(frozen=True)
-class CheckFree(StageRecovery):
-    """A lost stage is the mean of its neighbours, weighted by the norms of their gradients.
+class OfNeighbours(StageRecovery):
+    """A lost middle stage is made of its neighbours, its twins in shape.
 
-        W_i <- (omega_{i-1}^p W_{i-1} + omega_{i+1}^p W_{i+1}) / (omega_{i-1}^p + omega_{i+1}^p)
-
-    with omega_j the norm of stage j's last mean gradient, plus 10^-4. The stage's optimizer begins
-    anew, and its learning rate is `lr_factor` times the others' from then on, however often it is
-    lost. The first and the last middle stage have one neighbour, whose copy they become. If a
-    neighbour is lost as well, the nearest that is left stands in for it. The first stage, with the
-    embeddings, is like no other, and cannot be recovered.
-
-    The authors' code takes norms after they were clipped to 1, which makes most weights equal; that
-    is `omega_cap` 1. With p = 0 it is the plain mean.
+    If a neighbour is lost as well, the nearest that is left stands in for it. The ends of the model
+    are like no other, and cannot be recovered so.
 
     Attributes:
-        exponent: p, at least 0.
-        omega_cap: bound on omega; None has none.
-        lr_factor: above 0; the authors have 1.1, and 1.2 for 500 million parameters.
+        lr_factor: of the stage from then on, above 0.
+        least: how many middle stages there must be.
 
     Raises:
         ConfigError: an attribute is out of its range.
     """
 
-    exponent: float = 1.0
-    omega_cap: float | None = None
     lr_factor: float = 1.1
+    least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        not_negative("exponent", self.exponent)
-        if self.omega_cap is not None:
-            positive("omega_cap", self.omega_cap)
         positive("lr_factor", self.lr_factor)
 
     def check(self, cut: Cut) -> None:
-        """Raises ConfigError unless there are middle stages, and these are alike."""
-        check_alike(type(self).__name__, cut, least=2)
+        """Raises ConfigError unless there are enough middle stages, and these are alike."""
+        name, middle = type(self).__name__, cut.middle
+        if len(cut.stages[0].spans) == 1:
+            raise ConfigError(
+                f"recovery is {name}, which makes a lost stage of others that are like it, and "
+                "with ends=apart the first and the last are like no other: set ends=together"
+            )
+        if len(middle) < self.least:
+            raise ConfigError(
+                f"recovery is {name}, which needs {self.least} middle stages, and there are "
+                f"{len(middle)}: set num_stages to {self.least + 1} or more"
+            )
+        first = cut.shapes(middle[0])
+        for i in middle[1:]:
+            if cut.shapes(i) != first:
+                raise ConfigError(
+                    f"recovery is {name}, which makes a lost stage of others that are like it, and "
+                    f"stages {middle[0]} and {i} hold tensors of other shapes: set boundaries so "
+                    "that every middle stage has as many blocks, or use "
+                    "strategy/recovery=checkpoint"
+                )
 
     def sources(self, i: int, lost: Collection[int], middle: Sequence[int]) -> Sequence[int]:
         """Returns the neighbours; see `StageRecovery.sources`."""
@@ -69,6 +75,38 @@ class CheckFree(StageRecovery):
                 "copy of it: use strategy/recovery=checkfree_plus, which has one, or checkpoint"
             )
         return nearest(i, lost, middle)
+
+
+@dataclass(frozen=True)
+class CheckFree(OfNeighbours):
+    """A lost stage is the mean of its neighbours, weighted by the norms of their gradients.
+
+        W_i <- (omega_{i-1}^p W_{i-1} + omega_{i+1}^p W_{i+1}) / (omega_{i-1}^p + omega_{i+1}^p)
+
+    with omega_j the norm of stage j's last mean gradient, plus 10^-4. The stage's optimizer begins
+    anew, and its learning rate is `lr_factor` times the others' from then on, however often it is
+    lost. The first and the last middle stage have one neighbour, whose copy they become.
+
+    The authors' code takes norms after they were clipped to 1, which makes most weights equal; that
+    is `omega_cap` 1. With p = 0 it is the plain mean.
+
+    Attributes:
+        exponent: p, at least 0.
+        omega_cap: bound on omega; None has none.
+        lr_factor: the authors have 1.1, and 1.2 for 500 million parameters.
+
+    Raises:
+        ConfigError: an attribute is out of its range.
+    """
+
+    exponent: float = 1.0
+    omega_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative("exponent", self.exponent)
+        if self.omega_cap is not None:
+            positive("omega_cap", self.omega_cap)
 
     def recovered(
         self, states: Sequence[StageState], i: int, sources: Sequence[int], begin: Begin
@@ -94,10 +132,7 @@ class CheckFreePlus(CheckFree):
 
     swaps: ClassVar[bool] = True
     shares_ends: ClassVar[bool] = True
-
-    def check(self, cut: Cut) -> None:
-        """Raises ConfigError unless there are four middle stages or more, and these are alike."""
-        check_alike(type(self).__name__, cut, least=4)
+    least: ClassVar[int] = 4
 
     def sources(self, i: int, lost: Collection[int], middle: Sequence[int]) -> Sequence[int]:
         """Returns a twin, the neighbours, or the machine with the copy."""
@@ -121,31 +156,3 @@ class CheckFreePlus(CheckFree):
         if len(states[i].w) != len(states[sources[0]].w):  # the ends, of which there is a copy
             return begin.fresh(states[i].w)._replace(omega=states[i].omega, factor=self.lr_factor)
         return super().recovered(states, i, sources, begin)
-
-
-def check_alike(name: str, cut: Cut, *, least: int) -> None:
-    """Checks that a model's middle stages can stand in for each other.
-
-    Raises:
-        ConfigError: they cannot, or there are fewer than `least`.
-    """
-    together = len(cut.stages[0].spans) > 1
-    middle = cut.middle
-    if not together:
-        raise ConfigError(
-            f"recovery is {name}, which makes a lost stage of others that are like it, and with "
-            "ends=apart the first and the last are like no other: set ends=together"
-        )
-    if len(middle) < least:
-        raise ConfigError(
-            f"recovery is {name}, which needs {least} middle stages, and there are {len(middle)}: "
-            f"set num_stages to {least + 1} or more"
-        )
-    first = cut.shapes(middle[0])
-    for i in middle[1:]:
-        if cut.shapes(i) != first:
-            raise ConfigError(
-                f"recovery is {name}, which makes a lost stage of others that are like it, and "
-                f"stages {middle[0]} and {i} hold tensors of other shapes: set boundaries so that "
-                "every middle stage has as many blocks, or use strategy/recovery=checkpoint"
-            )

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from fl.checks import at_least, positive
 from fl.errors import SimulationError
-from fl.strategies.checkfree import check_alike
-from fl.strategies.pipeline_rule import Begin, StageRecovery, StageState, nearest
-
-if TYPE_CHECKING:
-    from fl.stages import Cut
+from fl.strategies.checkfree import OfNeighbours
+from fl.strategies.pipeline_rule import Begin, StageRecovery, StageState
 
 
 @dataclass(frozen=True)
-class RollBack(StageRecovery):
+class KeptStage(StageRecovery):
+    """Another machine has the stage, and the moments of its optimizer."""
+
+    def sends_moments(self) -> bool:
+        """Returns True."""
+        return True
+
+    def recovered(
+        self, states: Sequence[StageState], i: int, sources: Sequence[int], begin: Begin
+    ) -> StageState:
+        """Returns the stage as it was, at the last checkpoint if there are any."""
+        return states[i]
+
+
+@dataclass(frozen=True)
+class RollBack(KeptStage):
     """Checkpoints: all stages go back to where they were at the last one.
 
     Every `every` steps each machine sends parameters and moments to a neighbour, and training waits
@@ -39,23 +51,13 @@ class RollBack(StageRecovery):
         """Returns the neighbour that has the checkpoint."""
         return (i + 1 if i == 0 else i - 1,)
 
-    def sends_moments(self) -> bool:
-        """Returns True."""
-        return True
-
     def rolls_back(self) -> bool:
         """Returns True."""
         return True
 
-    def recovered(
-        self, states: Sequence[StageState], i: int, sources: Sequence[int], begin: Begin
-    ) -> StageState:
-        """Returns the stage as it was at the checkpoint."""
-        return states[i]
-
 
 @dataclass(frozen=True)
-class RedundantStages(StageRecovery):
+class RedundantStages(KeptStage):
     """Every machine holds its successor's stage as well, and computes its forward pass.
 
     Bamboo (Thorpe, Zhao, Eyolfson, Qiao, Jia, Zhang, Netravali, Xu: Bamboo: Making Preemptible
@@ -77,48 +79,18 @@ class RedundantStages(StageRecovery):
             )
         return (before,)
 
-    def sends_moments(self) -> bool:
-        """Returns True."""
-        return True
-
-    def recovered(
-        self, states: Sequence[StageState], i: int, sources: Sequence[int], begin: Begin
-    ) -> StageState:
-        """Returns the stage as it was."""
-        return states[i]
-
 
 @dataclass(frozen=True)
-class CopiedStage(StageRecovery):
+class CopiedStage(OfNeighbours):
     """A lost stage becomes a copy of the one before it, of the next one if there is none.
 
     The authors of CheckFree (arXiv:2506.15461) then fit it to cached activations, in eight steps;
     that is left out here.
-
-    Attributes:
-        lr_factor: of the stage from then on, above 0.
-
-    Raises:
-        ConfigError: it is not above 0.
     """
-
-    lr_factor: float = 1.1
-
-    def __post_init__(self) -> None:
-        positive("lr_factor", self.lr_factor)
-
-    def check(self, cut: Cut) -> None:
-        """Raises ConfigError unless there are middle stages, and these are alike."""
-        check_alike(type(self).__name__, cut, least=2)
 
     def sources(self, i: int, lost: Collection[int], middle: Sequence[int]) -> Sequence[int]:
         """Returns the neighbour."""
-        if i not in middle:
-            raise SimulationError(
-                f"stage {i}, with the ends of the model, is lost, and is like no other: use "
-                "strategy/recovery=checkfree_plus or checkpoint"
-            )
-        return nearest(i, lost, middle)[:1]
+        return super().sources(i, lost, middle)[:1]
 
     def recovered(
         self, states: Sequence[StageState], i: int, sources: Sequence[int], begin: Begin

@@ -5,6 +5,7 @@ import pytest
 from aggregation_members import F5, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from many_cases import for_each
 
 from fl.aggregation import Rows
 from fl.aggregation import gram as gram_module
@@ -84,7 +85,7 @@ def test_a_near_copy_in_the_last_columns_is_found_although_the_first_look_fine(m
     np.testing.assert_allclose(result, wide(x), rtol=1e-12)
 
 
-@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4])
+@for_each("spread", [1.0, 1e-2, 1e-4])
 def test_distances_are_good_to_four_digits_however_close_the_vectors_are(spread):
     x = (gaussian(1, 8, LONG) * spread + 3.0).astype(np.float32)
     exact = ((x[:, None].astype(np.float64) - x[None]) ** 2).sum(axis=2)
@@ -128,7 +129,7 @@ def test_a_vector_without_share_does_not_disturb_centred_products():
 # ---- order statistics ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", range(1, 20))
+@for_each("n", range(1, 20))
 def test_the_network_sorts_all_zero_one_columns(n):
     """The zero-one principle: a network that sorts these sorts everything (Knuth, 5.3.4)."""
     if n <= 12:
@@ -187,7 +188,7 @@ def test_pruning_leaves_out_most_of_the_network_where_little_is_asked():
     assert nothing_but_the_sum == ()
 
 
-@pytest.mark.parametrize("n", [5, 60])
+@for_each("n", [5, 60])
 def test_outliers_do_not_take_the_digits_of_the_numbers_kept(n):
     x = np.ones((n, 3), dtype=np.float32)
     x[0], x[1] = 3e38, -3e38
@@ -195,7 +196,7 @@ def test_outliers_do_not_take_the_digits_of_the_numbers_kept(n):
     np.testing.assert_array_equal(order.trimmed_mean(x.copy(), 1), 1.0)
 
 
-@pytest.mark.parametrize("n", [4, 60])
+@for_each("n", [4, 60])
 def test_the_midpoint_of_the_largest_floats_does_not_overflow(n):
     x = np.full((n, 2), 3e38, dtype=np.float32)
     np.testing.assert_array_equal(order.median(x.copy()), x[0])
@@ -224,8 +225,8 @@ def combinations_of(x):
     ]
 
 
-@pytest.mark.parametrize("which", range(9))
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@for_each("which", range(9))
+@for_each("dtype", [np.float32, np.float64])
 def test_rows_answer_as_if_the_vectors_had_been_made(which, dtype):
     x = gaussian(4, d=9000).astype(dtype)
     rows, made = combinations_of(x)[which]
@@ -254,7 +255,7 @@ def test_norms_are_right_at_the_ends_of_float32():
     np.testing.assert_allclose(Rows(x).inner(v), x.astype(np.float64) @ v, rtol=1e-6)
 
 
-@pytest.mark.parametrize("length", [1e-44, 1e-38, 1e38])
+@for_each("length", [1e-44, 1e-38, 1e38])
 def test_vectors_of_any_length_can_be_brought_to_length_one(length):
     x = np.array([[length, 0.0], [0.0, 1.0]], dtype=np.float32)
     factors = 1.0 / Rows(x).norms

@@ -17,6 +17,7 @@ from aggregation_members import (
     reference_of,
     tolerant,
 )
+from many_cases import for_each
 
 from fl.aggregation import Mean, PreAggregated
 from fl.errors import ConfigError
@@ -48,7 +49,7 @@ def test_a_preset_is_what_its_parts_are_on_the_command_line():
     assert member("aggregator", "nnm_krum") == member("aggregator", "nnm_krum_of_parts")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@for_each("dtype", [np.float32, np.float64])
 def test_the_result_has_the_length_and_type_of_the_inputs(aggregator, dtype):
     x = gaussian(0).astype(dtype)
     result = call(tolerant(aggregator, 11), x)
@@ -118,7 +119,7 @@ def test_weights_count_only_where_the_rule_says_so(aggregator, aggregator_name):
     assert same != getattr(last, "weighted", False), aggregator_name
 
 
-@pytest.mark.parametrize("f", [-1, 1.5, True, "1"])
+@for_each("f", [-1, 1.5, True, "1"])
 def test_an_f_that_is_no_count_is_refused(aggregator, f):
     if "f" in {field.name for field in fields(aggregator)}:
         with pytest.raises(ConfigError, match="must be an integer of at least 0"):
@@ -137,7 +138,7 @@ def test_what_is_no_matrix_of_floats_is_refused(aggregator):
             aggregator(x)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@for_each("bad", [np.nan, np.inf, -np.inf])
 def test_a_result_is_never_anything_but_finite_numbers(aggregator, bad):
     """Without the guard, a rule may cope or raise, but not return what is no number."""
     x, rule = gaussian(7), tolerant(aggregator, 11)
@@ -149,7 +150,7 @@ def test_a_result_is_never_anything_but_finite_numbers(aggregator, bad):
             raise
 
 
-@pytest.mark.parametrize("value", [1e30, 3e38, -3e38, 1e-30, 1e-44])
+@for_each("value", [1e30, 3e38, -3e38, 1e-30, 1e-44])
 def test_numbers_at_the_ends_of_float32_do_no_harm(aggregator, value):
     x = gaussian(8, d=10_000).astype(np.float32)
     rule = tolerant(aggregator, 11)
@@ -186,7 +187,7 @@ def test_weights_may_be_as_large_as_floats_are():
 
 
 @pytest.mark.parametrize("name", FOLDING)
-@pytest.mark.parametrize("weights", [[1] * 6, [5, 0, 1, 100, 3, 7]], ids=["equal", "unequal"])
+@for_each("weights", [[1] * 6, [5, 0, 1, 100, 3, 7]])
 def test_vectors_one_after_the_other_give_what_they_give_together(name, weights):
     x = gaussian(5, n=6, d=20_000).astype(np.float32)
     rule = tolerant(member("aggregator", name), 6)

@@ -11,6 +11,7 @@ import pytest
 from aggregation_members import gaussian, with_outliers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from many_cases import for_each
 
 from fl.aggregation import (
     ARC,
@@ -200,7 +201,7 @@ def test_caf_from_the_covariance_matrix(seed, maximum):
     np.testing.assert_allclose(CAF(f, maximum=maximum)(x), best, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_each("seed", range(20))
 def test_caf_takes_all_weight_from_a_vector_in_each_pass(seed):
     """So at most 2 f + 1 passes see the loop's condition hold; the eigenvalues count them."""
     x = with_outliers(seed, 3)
@@ -217,7 +218,7 @@ def test_caf_takes_all_weight_from_a_vector_in_each_pass(seed):
     assert 1 <= len(calls) <= 2 * 3 + 1
 
 
-@pytest.mark.parametrize("seed", range(60))
+@for_each("seed", range(60))
 def test_mda_finds_the_first_subset_of_least_diameter(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 11))
@@ -239,7 +240,7 @@ def test_mda_finds_a_subset_among_more_than_can_be_listed():
     agree(MDA(f)(x), x[f:].mean(axis=0))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@for_each("seed", range(40))
 def test_smea_finds_the_subset_of_smallest_leading_eigenvalue(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 10))
@@ -276,8 +277,8 @@ def test_smea_passes_over_most_subsets_without_their_eigenvalues(monkeypatch):
     assert sum(computed) < 0.2 * 455
 
 
-@pytest.mark.parametrize("lam", [0.0, 4.0])
-@pytest.mark.parametrize("seed", range(10))
+@for_each("lam", [0.0, 4.0])
+@for_each("seed", range(10))
 def test_flag_from_the_data_itself(seed, lam):
     """Iterations with singular vectors of the weighted d x (p + p (p - 1)) matrix."""
     x = gaussian(seed, n=8, d=12)
@@ -335,8 +336,8 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-@pytest.mark.parametrize("order", ["nnm", "arc", "arc nnm", "nnm arc", "nnm nnm"])
-@pytest.mark.parametrize("seed", range(3))
+@for_each("order", ["nnm", "arc", "arc nnm", "nnm arc", "nnm nnm"])
+@for_each("seed", range(3))
 def test_a_chain_is_its_parts_one_after_another_on_the_data(rule, order, seed):
     """The chain transforms inner products and never forms the mixed vectors."""
     x = with_outliers(seed, 2)

@@ -7,6 +7,7 @@ import pytest
 from aggregation_members import F5, MU, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from many_cases import for_each
 
 from fl.aggregation import (
     ARC,
@@ -500,7 +501,7 @@ def test_the_examples_of_a_group_are_those_of_its_members(pre, rng):
 
 
 @pytest.mark.parametrize("draw", ["shuffle", "permutations"])
-@pytest.mark.parametrize("s", [1, 2, 5])
+@for_each("s", [1, 2, 5])
 def test_resampling_uses_each_input_s_times(draw, s, rng):
     x = gaussian(0)
     new = Resampling(s, draw=draw).transform(Rows(x), Context(rng, None))

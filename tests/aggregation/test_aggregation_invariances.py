@@ -15,6 +15,7 @@ from aggregation_members import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from many_cases import for_each
 from scipy.optimize import nnls
 from scipy.stats import ortho_group
 
@@ -259,7 +260,7 @@ def test_with_no_byzantine_input_it_is_the_mean(name):
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@for_each("dtype", [np.float32, np.float64])
 def test_f_far_inputs_cannot_move_the_result_far(name, dtype):
     rule = sharp(tolerant(member("aggregator", name), 11))
     f = getattr(rule, "f", 2)
@@ -298,7 +299,7 @@ def test_the_geometric_median_is_bounded_from_a_start_that_is(start):
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
-@pytest.mark.parametrize("seed", range(4))
+@for_each("seed", range(4))
 def test_results_lie_in_the_hull_or_box_of_the_inputs(name, seed):
     rule = tolerant(member("aggregator", name), 11)
     x = with_outliers(seed, 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from many_cases import for_each
 
 from fl.aggregation import (
     Bucketing,
@@ -166,7 +167,7 @@ def test_optimized_alie_against_krum_reaches_what_byzfl_reaches(honest):
 
 
 @pytest.mark.parametrize("rule", [Mean(), Median(), GeometricMedian(), TrimmedMean(2)])
-@pytest.mark.parametrize("attack", [IPM(0.1), ALIE(z=0.3), MinMax("std")])
+@for_each("attack", [IPM(0.1), ALIE(z=0.3), MinMax("std")])
 def test_an_optimized_factor_does_at_least_as_much_harm_as_the_start(rule, attack):
     honest = some(3)
     damage = Damage(honest, Scene(2, aggregator=rule))
@@ -352,7 +353,7 @@ def test_equal_honest_vectors_leave_no_room(honest):
 
 
 @pytest.mark.parametrize("f", [1, 3])
-@pytest.mark.parametrize("server_lr", [1.0, 0.5])
+@for_each("server_lr", [1.0, 0.5])
 def test_boosted_changes_replace_the_model_under_plain_averaging(f, server_lr):
     """If the honest clients have nothing to say, the average is the attacker's own change."""
     change = np.arange(6.0)

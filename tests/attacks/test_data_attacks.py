@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.attacks import Backdoor, LabelFlip
 from fl.data import load_arrays
@@ -68,7 +69,7 @@ def test_no_labels_are_no_fault():
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 8, 8), (5, 3, 6, 9), (5, 8, 8)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@for_each("dtype", [np.uint8, np.float32])
 def test_the_trigger_is_where_it_is_said_to_be(shape, dtype):
     x = np.full(shape, 7, dtype=dtype)
     x.flags.writeable = False

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from many_cases import for_each
 from torch import nn
 from torch.func import grad, vmap
 
@@ -207,8 +208,8 @@ def quadratic():
 @pytest.mark.parametrize(
     ("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)]
 )
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("clip_norm", [None, 0.5, 100.0])
+@for_each("weight_decay", [0.0, 0.1])
+@for_each("clip_norm", [None, 0.5, 100.0])
 def test_sgd_is_torchs(quadratic, momentum, nesterov, weight_decay, clip_norm):
     w, batch = quadratic
     rule = Sgd(0.1, momentum, nesterov, weight_decay, clip_norm)
@@ -232,7 +233,7 @@ def test_sgd_is_torchs(quadratic, momentum, nesterov, weight_decay, clip_norm):
         (CosineDecay(20), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)),
     ],
 )
-@pytest.mark.parametrize("kind", [Sgd, AdamW])
+@for_each("kind", [Sgd, AdamW])
 def test_a_schedule_over_local_steps_is_torchs(quadratic, schedule, scheduler, kind):
     w, batch = quadratic
     make = {
@@ -255,9 +256,9 @@ def test_a_schedule_over_rounds_counts_from_the_first_round(kind):
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.9), (0.5, 0.0)])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("eps", [1e-8, 1e-2])
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@for_each("weight_decay", [0.0, 0.1])
+@for_each("eps", [1e-8, 1e-2])
+@for_each("clip_norm", [None, 0.5])
 def test_adamw_is_torchs(quadratic, betas, weight_decay, eps, clip_norm):
     w, batch = quadratic
     rule = AdamW(0.03, *betas, eps, weight_decay, clip_norm)
@@ -359,7 +360,7 @@ def penalised(batch, w, mu):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd everything", "adamw kept", "momentum", "microadam"])
-@pytest.mark.parametrize("clip_first", [False, True])
+@for_each("clip_first", [False, True])
 def test_an_optimizer_with_the_proximal_term_is_the_optimizer_on_the_penalised_loss(
     quadratic, optimizer, clip_first
 ):
@@ -388,8 +389,8 @@ def test_sam_climbs_the_loss_alone_and_is_corrected_where_the_model_is():
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
-@pytest.mark.parametrize("clip_first", [False, True])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@for_each("clip_first", [False, True])
+@for_each("momentum", [0.0, 0.9])
 def test_proximal_without_mu_is_sgd_bit_for_bit(quadratic, clip_norm, clip_first, momentum):
     w, batch = quadratic
 
@@ -511,7 +512,7 @@ def test_sam_stays_where_the_gradient_is_zero():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("clip_norm", [None, 0.3])
+@for_each("clip_norm", [None, 0.3])
 def test_sam_without_a_radius_is_sgd_bit_for_bit(quadratic, momentum, clip_norm):
     w, batch = quadratic
     common = {"momentum": momentum, "weight_decay": 0.1, "clip_norm": clip_norm}
@@ -520,7 +521,7 @@ def test_sam_without_a_radius_is_sgd_bit_for_bit(quadratic, momentum, clip_norm)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@for_each("clip_norm", [None, 0.5])
 def test_sam_is_a_torch_loop_that_climbs_before_it_steps(quadratic, nesterov, clip_norm):
     w, batch = quadratic
     rule = Sam(0.1, 0.8, nesterov, 0.1, clip_norm, rho=0.2)
@@ -626,8 +627,8 @@ def test_a_rule_does_not_change_what_it_is_given(rule, quadratic):
 
 
 @pytest.mark.parametrize("kind", [Sgd, AdamW, MicroAdam, Momentum, Sam])
-@pytest.mark.parametrize(
-    ("config", "message"),
+@for_each(
+    "config, message",
     [
         ({"lr": 0.0}, "'lr' is 0.0; it must be finite and above 0"),
         ({"lr": -1}, "'lr' is -1"),
@@ -701,7 +702,7 @@ def test_memory_counts_the_vectors_a_step_keeps(rule, vectors):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("correction", CORRECTIONS.values(), ids=CORRECTIONS)
+@for_each("correction", CORRECTIONS.values())
 def test_an_optimizer_and_its_correction_do_not_share_what_they_keep(optimizer, correction):
     w = torch.zeros(7)
     scalars = {**optimizer.scalars({"server-round": 1}), "first-step": 0}

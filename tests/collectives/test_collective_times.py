@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.collectives import (
     Butterfly,
@@ -80,15 +81,14 @@ def test_eight_ranks_at_a_millisecond_and_a_gigabit(size, ring, butterfly, tree)
 
 
 @pytest.mark.parametrize("p", SIZES[1:])
-@pytest.mark.parametrize(
-    ("collective", "seconds"),
+@for_each(
+    "collective, seconds",
     [
         (RingAllReduce(), ring_s),
         (Butterfly(), butterfly_s),
         (TreeAllReduce(), tree_s),
         (ParameterServerAllReduce(), server_s),
     ],
-    ids=lambda x: type(x).__name__,
 )
 def test_on_equal_links_the_steps_take_what_the_closed_form_says(collective, seconds, p):
     alpha, beta, size = 2e-3, 3e-8, 1_000_003
@@ -159,7 +159,7 @@ def test_bytes_over_all_edges_are_what_the_ranks_send(p):
 
 
 @pytest.mark.parametrize("p", SIZES[1:])
-@pytest.mark.parametrize("collective", [*ALL, Int8Ring()], ids=str)
+@for_each("collective", [*ALL, Int8Ring()])
 def test_after_the_steps_every_rank_has_the_part_of_every_other(collective, p):
     # Whoever receives has heard of all that the sender has heard of. A chunk's way is not followed.
     network = equal(p, 1e-3, 8e-9)
@@ -192,7 +192,7 @@ def random_links(p, seed):
 
 
 @pytest.mark.parametrize("p", [2, 3, 5, 9])
-@pytest.mark.parametrize("seed", range(3))
+@for_each("seed", range(3))
 def test_the_slowest_edge_paces_a_ring_on_any_links(p, seed):
     network, size = random_links(p, seed), 1_000_000
     i = np.arange(p)
@@ -315,7 +315,7 @@ def test_a_gathering_ring_sends_all_but_the_successors_payload():
 
 
 @pytest.mark.parametrize("m", [2, 3, 7, 8])
-@pytest.mark.parametrize("kind", [RingAllReduce, Gather, TreeAllReduce, Butterfly, Hierarchical])
+@for_each("kind", [RingAllReduce, Gather, TreeAllReduce, Butterfly, Hierarchical])
 def test_ours_bring_every_payload_to_all(kind, m):
     by, network = kind(), equal(m, 0.001, 1e6)
     check_order(by, by.arranged(network), m)

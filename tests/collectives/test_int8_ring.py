@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.collectives import Int8Ring, RingAllReduce
 from fl.compression import Codebook, Shapes
@@ -70,8 +71,8 @@ def ring(x):
     return [np.concatenate(r.chunks) for r in ranks], [r.sent for r in ranks]
 
 
-@pytest.mark.parametrize("m", [2, 3, 5])
-@pytest.mark.parametrize("n", [1, 7, 600, 601])
+@for_each("m", [2, 3, 5])
+@for_each("n", [1, 7, 600, 601])
 def test_all_ranks_end_with_the_bits_and_send_the_bytes_that_the_ring_says(m, n):
     x = np.random.default_rng(n).standard_normal((m, n)).astype(np.float32)
     rows, sent = ring(x)
@@ -101,7 +102,7 @@ def test_of_one_rank_it_is_the_vector_and_of_zeros_zeros():
     np.testing.assert_allclose(Int8Ring().reduced(np.full((3, 50), 2.5, np.float32)), 2.5)
 
 
-@pytest.mark.parametrize("m", [2, 5])
+@for_each("m", [2, 5])
 def test_errors_of_the_hops_add_up_as_squares(m):
     # Within a bin the error has mean 0, whatever is added to what the bin is decoded to: so errors
     # of different hops are uncorrelated. On Gaussians a hop errs by q |partial sum|^2, q = 2.6e-4;

@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from many_cases import for_each
 from scipy.optimize import linprog
 
 from fl.collectives import LoadBalancedAllReduce, apportioned, balanced_shares
@@ -68,7 +69,7 @@ def test_if_nobody_can_be_reached_there_are_no_shares():
         balanced_shares([1, float("nan")])
 
 
-@pytest.mark.parametrize("seed", range(40))
+@for_each("seed", range(40))
 def test_shares_solve_the_linear_program(seed):
     rng = np.random.default_rng(seed)
     m = int(rng.integers(3, 12))
@@ -99,7 +100,7 @@ def test_no_partition_of_a_small_vector_is_better():
     assert cost(balanced_shares(bandwidths), bandwidths) <= best + 1e-12
 
 
-@pytest.mark.parametrize("m", [2, 3, 8])
+@for_each("m", [2, 3, 8])
 def test_of_equal_bandwidths_all_have_the_same(m):
     np.testing.assert_allclose(balanced_shares([7.0] * m), 1 / m)
 
@@ -158,7 +159,7 @@ def test_auxiliary_ranks_take_parts_and_want_no_mean():
 
 
 @pytest.mark.parametrize("shares", ["balanced", "equal", "one"])
-@pytest.mark.parametrize("m", [2, 3, 5, 8])
+@for_each("m", [2, 3, 5, 8])
 def test_steps_bring_all_to_all_and_send_what_the_formula_says(shares, m):
     n = network(np.linspace(1e6, 9e6, m), latency_s=0.1)
     by, sizes = LoadBalancedAllReduce(shares), [1003] * m

@@ -6,14 +6,15 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.collectives import RingAllReduce, widest_ring
 from fl.collectives.ring_order import slowest
 from fl.errors import ConfigError
 
 
-@pytest.mark.parametrize("m", range(2, 8))
-@pytest.mark.parametrize("kind", ["floats", "ties"])
+@for_each("m", range(2, 8))
+@for_each("kind", ["floats", "ties"])
 def test_it_is_the_best_of_all_rings(m, kind):
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -25,7 +26,7 @@ def test_it_is_the_best_of_all_rings(m, kind):
         assert slowest(rates, ring) == best
 
 
-@pytest.mark.parametrize("m", [13, 20, 40])
+@for_each("m", [13, 20, 40])
 def test_a_hidden_ring_of_fast_edges_is_found_or_nearly_beyond_what_is_exact(m):
     # Two continents: any ring crosses twice, and the widest uses the two best crossings.
     rng = np.random.default_rng(m)

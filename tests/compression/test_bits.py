@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.compression.bits import (
     pack,
@@ -26,7 +27,7 @@ def packed_by_hand(values, width):
 
 
 @pytest.mark.parametrize("width", range(1, 33))
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 100])
+@for_each("count", [0, 1, 7, 8, 9, 100])
 def test_packing_is_the_arithmetic_of_the_layout_and_can_be_undone(width, count):
     r = np.random.default_rng(width)
     values = r.integers(0, 2**width, count, dtype=np.uint64).astype(np.uint32)

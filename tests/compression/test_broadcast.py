@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.compression import (
     EF21,
@@ -42,7 +43,7 @@ def take(channel, state, broadcast, known):
 
 
 @pytest.mark.parametrize("first", ["dense", "compressed"])
-@pytest.mark.parametrize("density", [0.02, 0.3, 1.0])
+@for_each("density", [0.02, 0.3, 1.0])
 def test_receivers_that_miss_messages_hold_what_the_others_hold(density, first):
     channel = EF21(TopK(density=density), first=first)
     broadcast = Broadcast(channel, SHAPES)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from many_cases import for_each
 from members import (
     CHANNELS,
     COMPRESSORS,
@@ -46,7 +47,7 @@ def carried(name, x, shapes=SHAPES, seed=0):
 
 
 @each_channel
-@pytest.mark.parametrize("kind", vectors(4))
+@for_each("kind", vectors(4))
 def test_round_trip_keeps_shape_and_type(name, kind):
     y = carried(name, vectors(D)[kind])
     assert y.shape == (D,)
@@ -55,7 +56,7 @@ def test_round_trip_keeps_shape_and_type(name, kind):
 
 
 @each_channel
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000])
+@for_each("size", [1, 2, 7, 8, 9, 1000])
 def test_any_size_of_vector_works(name, size):
     x = vectors(size)["gaussian"]
     for shapes in (Shapes.vector(size), Shapes(((1, size),)), Shapes(((0,), (size, 1)))):
@@ -139,7 +140,7 @@ def test_states_live_in_a_flower_record(name):
 
 
 @each_channel
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@for_each("bad", [np.nan, np.inf, -np.inf])
 def test_entries_that_are_not_finite_are_refused(name, bad):
     for at in (0, D // 2, D - 1):
         x = X.copy()
@@ -261,7 +262,7 @@ def test_every_channel_has_a_length_to_check():
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-@pytest.mark.parametrize("kind", ["gaussian", "one-hot"])
+@for_each("kind", ["gaussian", "one-hot"])
 def test_length_is_the_formula(name, kind):
     payload, _ = send(name, vectors(D)[kind])
     assert len(payload) == HEADER + FORMULAS[name]
@@ -269,7 +270,7 @@ def test_length_is_the_formula(name, kind):
 
 
 @pytest.mark.parametrize("name", sorted(DATA_DEPENDENT))
-@pytest.mark.parametrize("kind", vectors(4))
+@for_each("kind", vectors(4))
 def test_length_stays_within_its_bounds(name, kind):
     payload, state = send(name, vectors(D)[kind])
     second, _ = send(name, vectors(D, 1)[kind], state=state)
@@ -284,7 +285,7 @@ def coded_support(y):
     return min(1 + 5 + min(integers.encoded_lengths(gaps).values()), 1 + up(y.size))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "laplace", "heavy"])
+@for_each("kind", ["gaussian", "laplace", "heavy"])
 def test_lengths_that_depend_on_the_vector_are_their_formulas(kind):
     x = vectors(D)[kind]
     for name in ("topk", "topk_by_tensor", "threshold"):
@@ -338,7 +339,7 @@ def test_the_expected_members_declare_constants():
 
 
 @pytest.mark.parametrize("name", WITH_DELTA)
-@pytest.mark.parametrize("kind", vectors(4))
+@for_each("kind", vectors(4))
 def test_declared_contraction_holds(name, kind):
     shapes = SMALL
     delta = MEMBERS[name].contraction(shapes)
@@ -353,7 +354,7 @@ def test_declared_contraction_holds(name, kind):
 
 
 @pytest.mark.parametrize("name", WITH_OMEGA)
-@pytest.mark.parametrize("kind", ["gaussian", "heavy", "sparse"])
+@for_each("kind", ["gaussian", "heavy", "sparse"])
 def test_declared_variance_holds_without_bias(name, kind):
     check_unbiased(name, kind, 1000)
 

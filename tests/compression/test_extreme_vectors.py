@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from many_cases import for_each
 from members import CHANNELS, MEMBERS
 
 from fl.compression import PowerSgd, Qsgd, RandK, Shapes, Shrunk, UniformQuantizer
@@ -38,7 +39,7 @@ def test_what_is_encoded_can_be_decoded_and_what_cannot_is_refused(name, message
 
 
 @each_channel
-@pytest.mark.parametrize("edge", EDGES)
+@for_each("edge", EDGES)
 def test_vectors_of_one_magnitude_can_be_decoded_or_are_refused(name, edge):
     signs = np.where(np.arange(D) % 2, np.float32(1), np.float32(-1))
     one = full(0.0)
@@ -89,7 +90,7 @@ def test_entries_that_scaling_would_make_infinite_are_refused_by_the_encoder(com
 @pytest.mark.parametrize(
     "make", [lambda b: UniformQuantizer(bits=b), lambda b: Qsgd(levels=2**b - 3)]
 )
-@pytest.mark.parametrize("bits", range(2, 16))
+@for_each("bits", range(2, 16))
 def test_the_top_level_of_the_largest_scale_is_finite(make, bits):
     # In float32, levels times (scale / levels) can exceed the scale.
     compressor, x = make(bits), full(0.0)

@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from many_cases import for_each
 from members import CHANNELS, MEMBERS, SHAPES, vectors
 
 from fl.compression import (
@@ -338,7 +339,7 @@ def test_duplicates_and_disorder_of_local_indices_are_refused():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
-@pytest.mark.parametrize("name", ["int8", "qsgd", "terngrad", "sign", "fp8_e4m3"])
+@for_each("name", ["int8", "qsgd", "terngrad", "sign", "fp8_e4m3"])
 def test_scales_that_are_no_scales_are_refused(name, value):
     payload = bytearray(channel_target(MEMBERS[name])[0][0])
     at = 7 if name == "qsgd" else 6

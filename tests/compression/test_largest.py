@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.compression.largest import largest, largest_in_rows
 from fl.errors import ConfigError
@@ -44,7 +45,7 @@ def test_selection_in_rows_is_that_of_each_row(k):
 
 
 @pytest.mark.parametrize("d", [10, 100_000])
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@for_each("bad", [np.nan, -np.nan, np.inf, -np.inf])
 def test_an_entry_that_is_not_finite_is_always_found(d, bad):
     for at in (0, 1, d - 1):
         x = np.ones(d, dtype=np.float32)

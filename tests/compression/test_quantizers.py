@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from many_cases import for_each
 from members import relative_error, vectors
 
 from fl.compression import (
@@ -38,7 +39,7 @@ def gaussian(d, seed=0):
 
 
 @pytest.mark.parametrize("levels", [1, 2, 7, 127, 300])
-@pytest.mark.parametrize("bucket", [None, 64, 100])
+@for_each("bucket", [None, 64, 100])
 def test_qsgd_decodes_to_neighbouring_levels_of_the_bucket_norm(levels, bucket):
     x = gaussian(1000)
     y = carried(Qsgd(levels, bucket), x)
@@ -94,7 +95,7 @@ def test_a_norm_beyond_float32_is_refused():
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 12, 16])
-@pytest.mark.parametrize("stochastic", [False, True])
+@for_each("stochastic", [False, True])
 def test_uniform_is_within_a_step_and_exact_at_the_maximum(bits, stochastic):
     x = gaussian(5000)
     y = carried(UniformQuantizer(bits, stochastic), x)
@@ -316,7 +317,7 @@ def test_the_majority_decides_and_a_tie_is_plus_one():
 
 
 @pytest.mark.parametrize("codebook", [Codebook(), Codebook(center=True), Codebook("quantile")])
-@pytest.mark.parametrize("kind", vectors(4))
+@for_each("kind", vectors(4))
 def test_sums_survive_a_codebook_of_bin_means(codebook, kind):
     x = vectors(30_000)[kind]
     y = carried(codebook, x)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from many_cases import for_each
 
 from fl.compression.rounding import (
     Words,
@@ -12,7 +13,7 @@ from fl.compression.rounding import (
 
 
 @pytest.mark.parametrize("size", [1, 100, 32_768, 100_000])
-@pytest.mark.parametrize("bucket", [1, 7, 512, 20_000, 32_768, 70_000, 1_000_000])
+@for_each("bucket", [1, 7, 512, 20_000, 32_768, 70_000, 1_000_000])
 def test_pieces_cover_every_entry_once_with_its_bucket(size, bucket):
     owner = np.full(size, -1)
     for entries, buckets, width in pieces(size, bucket):

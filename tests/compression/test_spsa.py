@@ -113,7 +113,7 @@ def test_the_central_difference_is_the_gradient_in_expectation():
     gradient, eps = a @ x, 0.1
     c = OneByteSpsa()
     estimates = []
-    for t in range(20_000):
+    for t in range(8_000):
         z = c.direction(t, 0, shapes).astype(np.float64)
         up, down = x + eps * z, x - eps * z
         rho = (up @ a @ up - down @ a @ down) / 2 / (2 * eps)

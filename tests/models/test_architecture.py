@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from many_cases import for_each
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -75,8 +76,8 @@ def test_packages_that_do_not_fit_each_other_are_named(model, monkeypatch, tmp_p
 
 
 @both
-@pytest.mark.parametrize(
-    ("change", "said"),
+@for_each(
+    "change, said",
     [
         ({"name": "smal"}, "name is 'smal'.* small"),
         ({"name": "segments"}, "name is 'segments'"),

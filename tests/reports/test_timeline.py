@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.reports import timeline
 from fl.reports.timeline import write_timeline
@@ -201,7 +202,7 @@ def test_metrics_are_counters_where_they_are_numbers(tmp_path, trace, row):
     assert [(e["ts"], e["args"]["value"]) for e in counters] == [(0.0, 0.1), (9.5e6, 0.5)]
 
 
-@pytest.mark.parametrize("length", range(33))
+@for_each("length", range(33))
 def test_a_trace_cut_anywhere_is_still_a_valid_timeline(tmp_path, trace, length):
     cut = Trace()
     columns = (trace.time, trace.kind, trace.client, trace.dispatch, trace.bytes, trace.value)
@@ -235,7 +236,7 @@ def random_trace(seed, clients=4, num_tasks=60):
     return trace
 
 
-@pytest.mark.parametrize("seed", range(10))
+@for_each("seed", range(10))
 def test_overlapping_tasks_with_faults_never_nest_wrongly(tmp_path, seed):
     trace = random_trace(seed)
     document = written(tmp_path, trace)

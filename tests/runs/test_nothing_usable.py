@@ -20,6 +20,7 @@ from every_strategy import (
     ROUNDS,
     SERVERLESS,
     TASKS,
+    mostly_slow,
     ran,
     ran_in_vain,
 )
@@ -38,10 +39,6 @@ from fl.strategies import Events, FedBuff, Rounds
 
 slow = pytest.mark.slow
 QUICK = {"fedavg", "over_selection", "fedbuff", "fedasync", "quafl", "dpsgd"}
-
-
-def cases(names, quick=frozenset(QUICK)):
-    return [pytest.param(name, marks=() if name in quick else slow) for name in names]
 
 
 # ---- every strategy, with the client app of the experiment ---------------------------------------
@@ -88,7 +85,7 @@ def model_of(run):
 WEIGHING = [*AVERAGING, *ROUNDED, *EVENTS, *TASKS]
 
 
-@pytest.mark.parametrize("strategy", cases(WEIGHING))
+@pytest.mark.parametrize("strategy", mostly_slow(WEIGHING, QUICK))
 def test_clients_that_have_no_examples_change_nothing_and_the_run_says_so(strategy, tmp_path):
     if strategy in TASKS:
         summary = ran_in_vain(tmp_path, strategy, app=lying(reports(0)))
@@ -101,7 +98,7 @@ def test_clients_that_have_no_examples_change_nothing_and_the_run_says_so(strate
     assert summary["faults"]["no_step"] >= (1 if strategy == "fedfix" else ROUNDS)  # it has ticks
 
 
-@pytest.mark.parametrize("strategy", cases(OUTER, {"diloco"}))
+@pytest.mark.parametrize("strategy", mostly_slow(OUTER, {"diloco"}))
 def test_outer_steps_of_workers_without_weight_are_not_taken(strategy, tmp_path):
     weighted = "strategy.weighted_by_key=num-examples"
     summary = ran_in_vain(tmp_path, strategy, weighted, app=lying(reports(0)))
@@ -109,7 +106,7 @@ def test_outer_steps_of_workers_without_weight_are_not_taken(strategy, tmp_path)
         assert summary["faults"].keys() == {"no_step"}
 
 
-@pytest.mark.parametrize("strategy", cases([*POLLING, *SERVERLESS, *GRADIENTS]))
+@pytest.mark.parametrize("strategy", mostly_slow([*POLLING, *SERVERLESS, *GRADIENTS], QUICK))
 def test_strategies_without_weights_do_not_mind(strategy):
     _, run = ran(strategy, *client_of(strategy), app=lying(reports(0)))
     assert run.summary["status"] == "completed"
@@ -130,7 +127,7 @@ READING.remove("proxskip")  # makes no step without a reply of everybody
 OTHERS = ["backup_workers", "dbw", *EVENTS, *TASKS, *POLLING, *SERVERLESS, *GRADIENTS]
 
 
-@pytest.mark.parametrize("strategy", cases(READING))
+@pytest.mark.parametrize("strategy", mostly_slow(READING, QUICK))
 def test_a_weight_that_is_none_costs_its_client_a_reply_and_nobody_else(strategy):
     values = iter(BAD_WEIGHTS * 10)
     weighted = ["strategy.weighted_by_key=num-examples"] if strategy in OUTER else []
@@ -163,7 +160,7 @@ def test_a_client_that_reports_no_examples_is_left_out_of_personal_evaluation(va
     assert (last["personal_clients"], last["personal_left_out"]) == (CLIENTS - 1, 1)
 
 
-@pytest.mark.parametrize("strategy", cases(OTHERS))
+@pytest.mark.parametrize("strategy", mostly_slow(OTHERS, QUICK))
 def test_a_weight_that_nobody_reads_ends_no_run(strategy):
     values = iter(BAD_WEIGHTS * 100)
 
@@ -195,7 +192,7 @@ def scaled(size, clients=range(CLIENTS)):
 
 
 @pytest.mark.parametrize("size", [3.4e38, pytest.param(1e20, marks=slow)])
-@pytest.mark.parametrize("strategy", cases([s for s in EVERY if s not in REPLICAS]))
+@pytest.mark.parametrize("strategy", mostly_slow([s for s in EVERY if s not in REPLICAS], QUICK))
 def test_finite_updates_whose_sum_is_not_leave_the_last_finite_model(strategy, size, tmp_path):
     if strategy == "qfedavg":  # whose step is as small as the updates are large: none, in float32
         ran_in_vain(tmp_path, strategy, app=lying(scaled(size)))
@@ -229,7 +226,7 @@ LINKS = ["fedavg compressor=int8", "fedbuff compressor=ef_topk", "diloco compres
 
 
 @pytest.mark.parametrize(
-    "strategy", cases([s for s in [*EVERY, *LINKS] if s not in BOUNDED], {*QUICK, LINKS[0]})
+    "strategy", mostly_slow([s for s in [*EVERY, *LINKS] if s not in BOUNDED], {*QUICK, LINKS[0]})
 )
 def test_a_learning_rate_that_is_far_too_large_ends_in_diverged(strategy):
     # Every client's model is NaN after its first steps: what there is left is the first model.

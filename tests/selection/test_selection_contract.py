@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from many_cases import for_each
 from scripted_rounds import run
 
 import fl
@@ -119,7 +120,7 @@ def test_equal_seeds_select_equally_on_a_grid(name):
 
 
 @each
-@pytest.mark.parametrize("strategy", ["scaffold", "over_selection"])
+@for_each("strategy", ["scaffold", "over_selection"])
 def test_it_goes_with_every_rule_of_rounds(name, strategy):
     config = config_of(*chosen(name), f"strategy={strategy}", "fail_fast=true")
     assert run_experiment(config) is None

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.errors import ConfigError, SimulationError
 from fl.simulation.kernel.dispatch import Dispatch
@@ -94,12 +95,12 @@ def test_a_node_of_two_leaves_has_a_middle():
     summed, end = rig.round(arrivals)
     assert summed.tree == (("0.0", "1.0"), ("2.0", "3.0"))
     assert end == 2 * 4.0 + 2 * 4.0  # leaves at once, then the middle adds both
-    assert rig.sum.cold_starts == 3
+    assert rig.sum.processes.cold_starts == 3
     assert rig.sum.bytes_within == 2 * 4
     reusing = Rig(lifl(planned=False))
     _, end = reusing.round(arrivals)
     assert end == 2 * 4.0 + 4.0  # the first leaf keeps its sum, and adds the other's
-    assert (reusing.sum.cold_starts, reusing.sum.bytes_within) == (2, 4)
+    assert (reusing.sum.processes.cold_starts, reusing.sum.bytes_within) == (2, 4)
 
 
 def test_sums_of_nodes_cross_the_link_of_the_top_one_after_the_other():
@@ -145,7 +146,7 @@ def test_best_fit_fills_the_fewest_nodes():
 def test_what_is_large_enough_needs_one_aggregator():
     rig = Rig(lifl(leaf_updates=50, **PLAIN))
     rig.round([(0.0, i) for i in range(20)])
-    assert rig.sum.cold_starts == 1
+    assert rig.sum.processes.cold_starts == 1
 
 
 def test_shared_memory_saves_copies_and_encoding():
@@ -174,7 +175,7 @@ def test_processes_that_live_for_ever_start_cold_in_the_first_round_only():
         for _ in range(3):
             _, end = rig.round([(0.0, i) for i in range(30)])
             ends.append(end)
-            starts.append(rig.sum.cold_starts)
+            starts.append(rig.sum.processes.cold_starts)
         assert starts[0] == starts[1] == starts[2] > 0
         assert ends[0] > ends[1] == ends[2]
 
@@ -185,7 +186,7 @@ def test_processes_that_end_at_once_start_cold_always():
     for expected in (1, 2):
         rig.round([(0.0, 0), (0.0, 1)])
         rig.advance(rig.queue.now + 1.0)
-        assert rig.sum.cold_starts == expected
+        assert rig.sum.processes.cold_starts == expected
 
 
 def test_a_plan_starts_what_the_last_rounds_needed():
@@ -197,7 +198,7 @@ def test_a_plan_starts_what_the_last_rounds_needed():
         for _ in range(2):
             _, ends[planned] = rig.round(late)
             rig.advance(rig.queue.now + 5.0)  # all have ended
-        assert rig.sum.cold_starts == 4
+        assert rig.sum.processes.cold_starts == 4
     # Of the second round: without a plan leaves start at 10, with it they are there.
     assert (ends[False], ends[True]) == (10 + 3 + 8 + 4, 10 + 8 + 4)
 
@@ -207,10 +208,13 @@ def test_an_aggregator_that_is_done_takes_another_part():
     arrivals = [(0.0, 0), (0.0, 1), (0.0, 2), (0.0, 3), (40.0, 4), (40.0, 5)]
     rig = Rig(lifl(machine, planned=False))
     rig.round(arrivals)
-    assert (rig.sum.cold_starts, rig.sum.warm_starts) == (2, 1)
+    assert (rig.sum.processes.cold_starts, rig.sum.processes.warm_starts) == (2, 1)
     rig = Rig(lifl(machine, **PLAIN))
     rig.round(arrivals)
-    assert (rig.sum.cold_starts, rig.sum.warm_starts) == (3, 1)  # leaves may be leaves again
+    assert (rig.sum.processes.cold_starts, rig.sum.processes.warm_starts) == (
+        3,
+        1,
+    )  # leaves may be leaves again
 
 
 def test_without_reuse_a_middle_is_no_leaf():
@@ -220,7 +224,7 @@ def test_without_reuse_a_middle_is_no_leaf():
     _, end = rig.round([(0.0, i) for i in range(6)])
     # The third leaf is new: it is done at 3 + 8, when the middle has all but added the others'.
     assert end == 8 + 3 * 4
-    assert rig.sum.cold_starts == 4
+    assert rig.sum.processes.cold_starts == 4
 
 
 def test_cpu_and_joules_are_those_of_work_and_waiting():
@@ -236,14 +240,14 @@ def test_cpu_and_joules_are_those_of_work_and_waiting():
     assert report["energy_j"] == 2.0 * 21.0 + 5.0 * 11.0
     assert report["completion_s"] == 11.0 - 6.0
     rig.round([(0.0, 0)])  # another process, as the first has ended
-    assert rig.sum.cold_starts == 2
-    assert rig.sum.on_s == pytest.approx(21.0 + 7.0)
+    assert rig.sum.processes.cold_starts == 2
+    assert rig.sum.processes.on_s == pytest.approx(21.0 + 7.0)
 
 
 # ---- eager and lazy ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(30))
+@for_each("seed", range(30))
 def test_eager_has_the_same_sum_and_is_never_later(seed):
     rng = np.random.default_rng(seed)
     how = {
@@ -288,7 +292,7 @@ def test_edge_servers_add_their_clients_and_the_cloud_adds_them():
     summed, end = rig.round([(0.0, 0), (0.0, 1)], whole=False)
     assert (summed.tree, end) == ((("0.1",), ("1.1",)), 4.0)
     assert rig.sum.bytes_between == 2 * 4
-    assert rig.sum.cold_starts == 0
+    assert rig.sum.processes.cold_starts == 0
 
 
 def test_edge_servers_are_alive_all_the_time():

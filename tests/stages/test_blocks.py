@@ -8,6 +8,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.errors import ConfigError
 from fl.stages import (
@@ -59,7 +60,7 @@ def settled(placement, servers, rng):
     raise AssertionError("they do not come to rest")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@for_each("seed", range(4))
 def test_servers_come_to_rest_near_the_best_there_is(seed):
     rng = np.random.default_rng(seed)
     num_blocks = 5
@@ -101,7 +102,7 @@ def every_chain(servers, block, end):
                 yield (leg, *rest)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@for_each("seed", range(40))
 def test_the_route_is_the_shortest_of_all_there_are(seed):
     rng = np.random.default_rng(seed)
     n, num_blocks = 7, 6

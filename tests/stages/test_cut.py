@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from many_cases import for_each
 from torch import nn
 
 from fl.errors import ConfigError
@@ -47,7 +48,7 @@ def test_pieces_one_after_the_other_are_the_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("num_stages", [2, 3])
+@for_each("num_stages", [2, 3])
 def test_spans_along_the_route_are_the_model_and_each_entry_has_one_stage(
     name: str, num_stages: int
 ) -> None:

@@ -7,6 +7,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.errors import ConfigError
 from fl.stages import Machines, NicAware
@@ -53,7 +54,7 @@ def test_pipelines_stay_in_a_cluster_where_boundaries_outweigh_gradients():
     assert all(len(set(machines.cluster[column])) == 1 for column in table.T)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@for_each("seed", range(12))
 def test_it_is_the_best_of_all_placements_on_clusters_of_any_sizes(seed):
     rng = np.random.default_rng(seed)
     sizes = [(2, 2), (3, 1), (2, 1, 1)][seed % 3]

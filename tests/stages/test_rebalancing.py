@@ -7,6 +7,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.errors import ConfigError
 from fl.stages import Move, Rebalancing, TransformerStage, pipeline_rate
@@ -26,7 +27,7 @@ def settled(rule, stages, rates, most=200):
     raise AssertionError("it does not come to rest")
 
 
-@pytest.mark.parametrize(("num_peers", "num_stages"), [*product(range(3, 12), (2, 3))])
+@for_each("num_peers, num_stages", [*product(range(3, 12), (2, 3))])
 def test_equal_peers_come_to_rest_at_the_best_rate_from_wherever_they_begin(num_peers, num_stages):
     rates = dict.fromkeys(range(num_peers), 1.0)
     best = num_peers // num_stages

@@ -346,7 +346,7 @@ def test_a_machine_that_goes_away_without_a_task_of_its_own_is_an_event_of_the_t
 
 
 def test_losses_that_outrun_checkpoints_end_the_run(monkeypatch):
-    monkeypatch.setattr("fl.strategies.drivers.stages.pipeline._MOST_TRIES", 20)
+    monkeypatch.setattr("fl.strategies.drivers.stages.pipeline_training._MOST_TRIES", 20)
     ran = run(RollBack(every=50), rounds=1, steps=60, drop=0.5, seed=7)
     assert "21 steps were tried since step" in ran.error
 

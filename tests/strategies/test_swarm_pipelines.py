@@ -167,13 +167,12 @@ class Counted(SwarmRun):
             self.summed[peer] = [one for one in self.summed[peer] if one[0] in ends]
         super()._lose(peer)
 
-    def _end(self, ended):
-        k = ended[0]
+    def _end(self, k, gone):
         counted = Counter(one for own in self.summed.values() for one in own if one[0] == k)
         batch, stages = self.strategy.micro_batches, self.num_stages
         assert counted == Counter((k, m, s) for m in range(batch) for s in range(stages))
         self.whole += 1
-        super()._end(ended)
+        super()._end(k, gone)
 
 
 def failing(monkeypatch, num_rounds, seed, delayed=False):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from many_cases import for_each
 from torch import nn
 
 from fl.errors import ConfigError
@@ -22,8 +23,8 @@ MODELS = [layout(64, 64, 10), layout(7, 5, 3), Layout.of(ResNet8((3, 8, 8), 10))
 
 
 @pytest.mark.parametrize("model", range(3))
-@pytest.mark.parametrize("density", [0.25, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("distribution", ["erk", "uniform"])
+@for_each("density", [0.25, 0.5, 0.9, 1.0])
+@for_each("distribution", ["erk", "uniform"])
 def test_a_sparse_model_has_as_many_numbers_as_its_density_says(model, density, distribution):
     layout = MODELS[model]
     if model == 1 and density == 0.25:

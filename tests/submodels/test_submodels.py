@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from many_cases import for_each
 from torch import nn
 from torch.func import functional_call
 
@@ -212,7 +213,7 @@ def test_level_one_is_all_units_in_their_order(rule):
 
 
 @pytest.mark.parametrize("width", [5, 8])
-@pytest.mark.parametrize("level", [0.2, 0.5, 0.75])
+@for_each("level", [0.2, 0.5, 0.75])
 def test_a_window_covers_every_unit_equally_often_in_as_many_rounds_as_there_are(width, level):
     counts = np.zeros(width, int)
     for t in range(3, 3 + width):

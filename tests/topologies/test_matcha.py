@@ -3,6 +3,7 @@
 import networkx as nx
 import numpy as np
 import pytest
+from many_cases import for_each
 from scipy.optimize import minimize
 
 from fl.errors import ConfigError
@@ -59,7 +60,7 @@ def test_an_odd_ring_and_petersens_graph_need_one_more():  # both are of Vizing'
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.5])
-@pytest.mark.parametrize("base", [ErdosRenyi(10, seed=3), Tree(9), RandomRegular(8, k=3)])
+@for_each("base", [ErdosRenyi(10, seed=3), Tree(9), RandomRegular(8, k=3)])
 def test_probabilities_keep_the_budget_and_no_other_solver_finds_a_better_one(base, budget):
     topology = MATCHA(base.num_nodes, base, budget=budget)
     p, L = topology.probabilities, laplacians(topology.matchings, base.num_nodes)

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.aggregation import Mean
 from fl.randomness import generator
@@ -18,7 +19,7 @@ def rows(n, d, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("weights", [None, np.array([3.0, 0.0, 1.0, 2.0**60, 5.0])])
+@for_each("weights", [None, np.array([3.0, 0.0, 1.0, 2.0**60, 5.0])])
 def test_the_mean_is_that_of_rational_numbers_but_for_rounding(weights, dtype):
     x = rows(5, 11, dtype)
     w = [Fraction(1)] * 5 if weights is None else [Fraction(one) for one in weights]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from many_cases import for_each
 
 from fl.aggregation import Mean
 from fl.errors import NoStep
@@ -16,7 +17,7 @@ def a_tree(rng, names):
     return tuple(a_tree(rng, list(part)) for part in np.split(np.array(names), cuts))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_each("seed", range(20))
 def test_any_tree_of_weighted_sums_is_the_flat_mean(seed):
     rng = np.random.default_rng(seed)
     n, d = int(rng.integers(2, 12)), 50

@@ -30,6 +30,42 @@ FLOPS_KEY = "flops"
 """What that takes, in its configuration."""
 
 
+def check_amount(batch_size: int | None, local_epochs: int | None, local_steps: int | None) -> None:
+    """Checks what clients do where no message says it.
+
+    Raises:
+        ConfigError: a number is below 1, or not exactly one of epochs and steps is set.
+    """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("local_epochs", local_epochs),
+        ("local_steps", local_steps),
+    ):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is {value}; it must be a whole number, at least 1, or null")
+    if (local_epochs is None) == (local_steps is None):
+        raise ConfigError(
+            f"local_epochs is {local_epochs} and local_steps is {local_steps}; set one of them "
+            "and make the other null"
+        )
+
+
+def evaluated_by_default(on: str | None, data: FederatedData) -> str:
+    """Returns on which examples clients evaluate where no message says it, "test" or "train".
+
+    Raises:
+        ConfigError: there are no such examples.
+    """
+    if on not in ("test", "train", None):
+        raise ConfigError(f"evaluate_on is {on!r}; it must be 'test', 'train' or null")
+    if on == "test" and data.test_partitions is None:
+        raise ConfigError(
+            f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
+            "client: set it to 'train'"
+        )
+    return on or ("train" if data.test_partitions is None else "test")
+
+
 class Planner:
     """Plans the work of clients with one model and rule.
 

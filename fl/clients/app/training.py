@@ -11,6 +11,7 @@ from flwr.app import Array
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl.errors import ConfigError
 from fl.vectors.rows import Row
 
 
@@ -62,6 +63,23 @@ class Training:
 def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Returns the same tensors on a device; those that are there are not copied."""
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def found_device(name: str) -> torch.device:
+    """Returns the device of a name, where PyTorch can use it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"client.device is {name!r}, which PyTorch cannot use here "
+            f"({str(error).splitlines()[0]}): use 'cpu', or a PyTorch built for the device"
+        ) from error
+    return device
 
 
 HOST = torch.device("cpu")

@@ -1,25 +1,30 @@
-"""The ClientApp that runs any client rule, on a simulated device or on a real SuperNode."""
+"""The ClientApp that runs any client rule, on a simulated device or on a real SuperNode.
+
+A message goes through `TrainingApp.train_many`, or `evaluate`: what it says (`inbox`), what it
+costs (`planner`), what the client makes of it to train (`assembling`), the training (`trainer`),
+and what is sent and kept (`outbox`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fl.checks import boolean, read_if
+from fl.clients.app.assembling import Asked, Assembler
 from fl.clients.app.batching import Batching, Mode, check_mode
-from fl.clients.app.choosing import SMOOTHING_KEY, Chooser, mixed
+from fl.clients.app.choosing import SMOOTHING_KEY, Chooser
 from fl.clients.app.downlink import Downlink, is_compressed
+from fl.clients.app.evaluating import Evaluator
 from fl.clients.app.home import Home
 from fl.clients.app.inbox import (
     NOTHING,
@@ -28,7 +33,6 @@ from fl.clients.app.inbox import (
     read_amount,
     read_batch_size,
     read_chunks,
-    read_fitting_steps,
     read_limits,
     read_memory,
     read_partition,
@@ -36,17 +40,15 @@ from fl.clients.app.inbox import (
 from fl.clients.app.island import Island
 from fl.clients.app.merging import Merger
 from fl.clients.app.outbox import METRICS_KEY, Outbox, metrics_reply
-from fl.clients.app.personal import predicts_with
-from fl.clients.app.planner import Planner
+from fl.clients.app.planner import Planner, check_amount, evaluated_by_default
 from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
-from fl.clients.app.training import Training, moved
+from fl.clients.app.training import Training, found_device
 from fl.clients.app.uplink import Uplink
+from fl.clients.composing import composed
 from fl.clients.contact import Contact
-from fl.clients.correction import Corrected, Correction
-from fl.clients.local_first import LocalFirst
+from fl.clients.correction import Correction
 from fl.clients.local_layers import LocalLayers
-from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
@@ -61,12 +63,10 @@ from fl.execution.contract import (
     RunInfo,
     Workload,
 )
-from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
 from fl.models import Measures, copy_of, drop_weights
-from fl.randomness import SEED_KEY, generator, global_generators
-from fl.submodels import OWN_CLASSES_KEY
+from fl.randomness import SEED_KEY, global_generators
 from fl.vectors.rows import as_row, as_tensor
 
 _KINDS = ("train", "train.default")
@@ -213,38 +213,25 @@ class TrainingApp(ClientApp, PlannedApp):
         mods: list[Mod] | None = None,
     ) -> None:
         super().__init__(mods=mods)
-        self.measures = Measures(data.task, tuple(metrics), data.unit)
-        self._has_mods = bool(mods)
         if isinstance(batching, bool):  # what YAML makes of on and off
             batching = "on" if batching else "off"
         check_mode(batching)
-        for name, value in (
-            ("batch_size", batch_size),
-            ("local_epochs", local_epochs),
-            ("local_steps", local_steps),
-        ):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(
-                    f"{name} is {value}; it must be a whole number, at least 1, or null"
-                )
-        if (local_epochs is None) == (local_steps is None):
-            raise ConfigError(
-                f"local_epochs is {local_epochs} and local_steps is {local_steps}; set one of them "
-                "and make the other null"
-            )
-        if evaluate_on not in ("test", "train", None):
-            raise ConfigError(f"evaluate_on is {evaluate_on!r}; it must be 'test', 'train' or null")
-        if evaluate_on == "test" and data.test_partitions is None:
-            raise ConfigError(
-                f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
-                "client: set it to 'train'"
-            )
+        check_amount(batch_size, local_epochs, local_steps)
+        boolean("train", train)
         if contact is not None and not isinstance(contact, Contact):
             raise ConfigError(
                 f"contact is {contact!r:.80}; it must be null, or have a _target_ that makes a "
                 "fl.clients.Contact"
             )
-        self.device = _found_device(device)
+        watching = contact if contact is not None and contact.watches else None
+        if watching is not None and not train:
+            raise ConfigError(
+                f"train is false, and contact is {type(contact).__name__}, which goes by the loss: "
+                "leave contact out, or let clients train"
+            )
+        self.measures = Measures(data.task, tuple(metrics), data.unit)
+        self.evaluate_on = evaluated_by_default(evaluate_on, data)
+        self.device = found_device(device)
         self.data = data
         self.correction = correction
         self.local_layers = local_layers
@@ -252,18 +239,13 @@ class TrainingApp(ClientApp, PlannedApp):
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
-        boolean("train", train)
-        if not train and contact is not None and contact.watches:
-            raise ConfigError(
-                f"train is false, and contact is {type(contact).__name__}, which goes by the loss: "
-                "leave contact out, or let clients train"
-            )
         self.learns = train
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.uplink = uplink
         self.downlink = downlink
-        self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
+        self.batching: Mode = batching
+        self._has_mods = bool(mods)
         if isinstance(model, nn.Module):
             self._model = copy_of(model)
         else:
@@ -272,17 +254,18 @@ class TrainingApp(ClientApp, PlannedApp):
         self._model.train()
         self.home = Home(self._model, local_layers)
         self.layout = self.home.sent.layout
-        self.optimizer = rule = rule.for_model(self._model, self.home.whole)
-        self.rule = rule if correction is None else _corrected(rule, correction)
-        if local_layers is not None and local_layers.first is not None:
-            self.rule = _local_first(rule, correction, local_layers.first)
+        self.optimizer = rule.for_model(self._model, self.home.whole)
+        local_first = None if local_layers is None else local_layers.first
+        self.rule = composed(self.optimizer, correction, local_first)
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
-        self.batching: Mode = batching
-        seconds = None if contact is None else contact.seconds
-        watching = contact if contact is not None and contact.watches else None
-        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__, seconds)
+        self._inbox = Inbox(
+            self.home,
+            self.rule,
+            needing=type(correction or self.optimizer).__name__,
+            seconds=None if contact is None else contact.seconds,
+        )
         self._planner = Planner(
             self._model,
             self.home.whole,
@@ -309,13 +292,146 @@ class TrainingApp(ClientApp, PlannedApp):
             has_mods=self._has_mods,
             contact=watching,
         )
-        self._outbox = Outbox(self.home, self.rule)
-        self._chooser = Chooser(self._model, self.home.whole, data, self.device)
+        chooser = Chooser(self._model, self.home.whole, data, self.device)
         self.merger = Merger(self._model, self.home.whole, data, self.device)
+        self._assembler = Assembler(
+            self.home, data, self.rule, self._planner, chooser, self.merger, learns=train
+        )
+        self._evaluator = Evaluator(
+            self._model,
+            self.home,
+            data,
+            self.rule,
+            self.measures,
+            self._planner,
+            self._assembler,
+            self._trainer,
+            self.device,
+        )
+        self._outbox = Outbox(self.home, self.rule)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
         self.query("stage")(self._worked)
+
+    # ---- from the message to the reply -----------------------------------------------------------
+
+    def read(self, content: RecordDict) -> Instructions:
+        """Returns what a message's content says."""
+        return self._inbox.read(content)
+
+    def trains(self, request: Request) -> bool:
+        """Returns whether `train_many` takes the request."""
+        return request.message_type in _KINDS and not self._has_mods
+
+    def train_many(self, requests: Sequence[Request], run: RunInfo) -> list[Result]:
+        """Returns the results of one request, or of several that share a batch key.
+
+        Raises:
+            ConfigError, PayloadError: a request makes no sense.
+        """
+        if self.uplink is None and self.downlink is None:
+            asked = [
+                Asked(
+                    request.payload.read_by(self),
+                    request.message_id,
+                    request.client % run.num_partitions,
+                    run.run_config.get(SEED_KEY),
+                    request.state,
+                    request.created_at - DRIFT_BEGINS,
+                    request.work,
+                )
+                for request in requests
+            ]
+            trained = self._trained([self._assembler.training(each) for each in asked])
+            return [
+                Result(content=content, state=_with_records(request.state, kept))
+                for request, (content, kept) in zip(requests, trained, strict=True)
+            ]
+        messages = [request.message(own_content=False) for request in requests]
+        contexts = [request.context(run) for request in requests]
+        contents = self._through_links(messages, contexts)
+        return [
+            Result(content=content, state=context.state or None)
+            for content, context in zip(contents, contexts, strict=True)
+        ]
+
+    def _train(self, message: Message, context: Context) -> Message:
+        (content,) = self._through_links([message], [context])
+        return Message(content, reply_to=message)
+
+    def _through_links(
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[RecordDict]:
+        """Returns the contents of replies; what clients keep is written into the contexts."""
+        opened = [self._opened(*each) for each in zip(messages, contexts, strict=True)]
+        trainings = [
+            self._assembler.training(Asked.by(message, context, self.read(message.content)))
+            for message, context in zip(opened, contexts, strict=True)
+        ]
+        contents = []
+        for training, message, context, (content, kept) in zip(
+            trainings, opened, contexts, self._trained(trainings), strict=True
+        ):
+            context.state.update(kept)
+            if self.uplink is not None:
+                received = as_row(self.home.sent.take(as_tensor(training.row)))
+                content = self.uplink.pack(self.layout, received, content, message, context)
+            contents.append(content)
+        return contents
+
+    def _opened(self, message: Message, context: Context) -> Message:
+        """Returns a message with the model in it; the client keeps what it has to."""
+        if self.downlink is None:
+            return message
+        content, kept = self.downlink.open(self.layout, message.content, context)
+        context.state.update(kept)
+        return with_content(message, content)
+
+    def _trained(
+        self, trainings: Sequence[Training]
+    ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
+        """Returns the contents of replies before compression, and what each client has to keep."""
+        done: dict[int, tuple[RecordDict, dict[str, ArrayRecord]]] = {}
+        working = []
+        for i, training in enumerate(trainings):
+            if training.steps:
+                working.append(i)
+            else:
+                done[i] = self._outbox.unchanged(training)
+        # One that trains among several is a program all the same: who else has nothing to do must
+        # not change its bits.
+        if len(trainings) == 1:
+            parts = [([0], self._trainer.alone(trainings[0]))] if working else []
+        else:
+            parts = self._trainer.together([trainings[i] for i in working])
+        for members, trained in parts:
+            chosen = [working[i] for i in members]
+            replies = self._outbox.trained([trainings[i] for i in chosen], trained)
+            done.update(zip(chosen, replies, strict=True))
+        return [done[i] for i in range(len(trainings))]
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        if self.downlink is not None and is_compressed(message.content):
+            message = self._opened(message, context)
+        asked = Asked.by(message, context, self.read(message.content))
+        return metrics_reply(message, self._evaluator.metrics(asked))
+
+    def _query(self, message: Message, context: Context) -> Message:
+        partition = read_partition(context)
+        count = self.data.size(partition % self.data.num_partitions)
+        return metrics_reply(
+            message,
+            {
+                "num-examples": count,
+                "num-partitions": self.data.num_partitions,
+                "partition-id": partition,
+            },
+        )
+
+    def _worked(self, message: Message, context: Context) -> Message:
+        """Says that the time of a stage's work has passed (`STAGE_QUERY`)."""
+        return metrics_reply(message, {})
 
     # ---- before the work is done -----------------------------------------------------------------
 
@@ -340,10 +456,6 @@ class TrainingApp(ClientApp, PlannedApp):
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
         return self._planner.memory_bytes
-
-    def read(self, content: RecordDict) -> Instructions:
-        """Returns what a message's content says."""
-        return self._inbox.read(content)
 
     def plan(
         self, payload: Payload, message_type: str, partition: int, seconds_per_flop: float
@@ -428,7 +540,7 @@ class TrainingApp(ClientApp, PlannedApp):
             for name in part.honours.get(key, ())
         )
 
-    # ---- what clients answer that train nothing --------------------------------------------------
+    # ---- what is known of answers before clients are asked ---------------------------------------
 
     def foresees(self, payload: Payload) -> str:
         """Returns why the answers to a `train` message are not known before; "" if they are.
@@ -540,357 +652,12 @@ class TrainingApp(ClientApp, PlannedApp):
 
         The first call decides; to be made before the app goes to other processes.
         """
-        return self._trainer.choose(self._trial)
+        return self._trainer.choose(self._assembler.trial)
 
     def take_batching(self, choice: Batching) -> None:
         """Takes the choice that an earlier process of the same run made."""
         self._trainer.take(choice)
 
-    def _trial(self, most: int) -> list[Training]:
-        return [
-            Training(
-                seed=0,
-                client=partition,
-                message_id=f"trial.{partition}",
-                rows=self.data.partitions[partition],
-                row=np.zeros(self.home.whole.size, np.float32),
-                carried={},
-                server={
-                    name: torch.zeros(self.home.whole.num_trainable) for name in self.rule.needs
-                },
-                memory=None,
-                scalars=self.rule.scalars(
-                    {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
-                ),
-                steps=min(
-                    2,
-                    self._planner.steps((None, None), self.data.size(partition), self.batch_size),
-                ),
-                batch_size=self.batch_size,
-                deadline_s=None,
-            )
-            for partition in np.flatnonzero(self.data.partitions.sizes)[:most].tolist()
-        ]
-
-    # ---- training --------------------------------------------------------------------------------
-
-    def trains(self, request: Request) -> bool:
-        """Returns whether `train_many` takes the request."""
-        return request.message_type in _KINDS and not self._has_mods
-
-    def train_many(self, requests: Sequence[Request], run: RunInfo) -> list[Result]:
-        """Returns the results of one request, or of several that share a batch key.
-
-        Raises:
-            ConfigError, PayloadError: a request makes no sense.
-        """
-        if self.uplink is None and self.downlink is None:
-            trainings = [
-                self._training(
-                    request.payload.read_by(self),
-                    request.message_id,
-                    request.client % run.num_partitions,
-                    run.run_config.get(SEED_KEY),
-                    request.state,
-                    request.created_at - DRIFT_BEGINS,
-                    request.work,
-                )
-                for request in requests
-            ]
-            return [
-                Result(content=content, state=_with_records(request.state, kept))
-                for request, (content, kept) in zip(requests, self._done(trainings), strict=True)
-            ]
-        messages = [request.message(own_content=False) for request in requests]
-        contexts = [request.context(run) for request in requests]
-        contents = self._answers(messages, contexts)
-        return [
-            Result(content=content, state=context.state or None)
-            for content, context in zip(contents, contexts, strict=True)
-        ]
-
-    def _train(self, message: Message, context: Context) -> Message:
-        (content,) = self._answers([message], [context])
-        return Message(content, reply_to=message)
-
-    def _answers(
-        self, messages: Sequence[Message], contexts: Sequence[Context]
-    ) -> list[RecordDict]:
-        """Returns the contents of replies; what clients keep is written into the contexts."""
-        opened = [self._opened(*each) for each in zip(messages, contexts, strict=True)]
-        trainings = [
-            self._training(
-                self.read(message.content),
-                message.metadata.message_id,
-                read_partition(context),
-                context.run_config.get(SEED_KEY),
-                context.state,
-                message.metadata.created_at - DRIFT_BEGINS,
-            )
-            for message, context in zip(opened, contexts, strict=True)
-        ]
-        contents = []
-        for training, message, context, (content, kept) in zip(
-            trainings, opened, contexts, self._done(trainings), strict=True
-        ):
-            context.state.update(kept)
-            if self.uplink is not None:
-                received = as_row(self.home.sent.take(as_tensor(training.row)))
-                content = self.uplink.pack(self.layout, received, content, message, context)
-            contents.append(content)
-        return contents
-
-    def _opened(self, message: Message, context: Context) -> Message:
-        """Returns a message with the model in it; the client keeps what it has to."""
-        if self.downlink is None:
-            return message
-        content, kept = self.downlink.open(self.layout, message.content, context)
-        context.state.update(kept)
-        return with_content(message, content)
-
-    def _training(
-        self,
-        instructions: Instructions,
-        message_id: str,
-        partition: int,
-        seed: object,
-        state: RecordDict | None,
-        sent_s: float,
-        work: Mapping[str, Any] | None = None,
-    ) -> Training:
-        """Returns what one client is to do.
-
-        Args:
-            instructions: of the message.
-            message_id: of the message.
-            partition: the client's partition-id.
-            seed: `run_config["fl.seed"]`.
-            state: the client's.
-            sent_s: when the message was sent, s since `DRIFT_BEGINS`: by that drifting data go.
-            work: what the device has time for, if the message's content does not say it.
-
-        Raises:
-            ConfigError: a value makes no sense.
-        """
-        task = self._task(instructions, message_id, partition, seed, state, sent_s)
-        deadline, elapsed = instructions.limits
-        steps = self._planner.steps(instructions.amount, task.examples, task.batch_size)
-        if elapsed is not None:
-            deadline = elapsed
-            steps = steps if elapsed > 0 else 0
-        fitting = instructions.fitting_steps if work is None else read_fitting_steps(work)
-        if fitting is not None:
-            deadline = None
-            steps = min(steps, fitting)
-        return replace(
-            task,
-            server=instructions.server,
-            scalars=instructions.scalars,
-            steps=steps,
-            deadline_s=deadline,
-            classes=self._classes(task.rows) if instructions.own_classes else None,
-        )
-
-    def _classes(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns of which classes there are examples, shape (C,)."""
-        if self.data.task != "classification":
-            raise ConfigError(
-                f"the message's {OWN_CLASSES_KEY!r} is true, and examples of {self.data.name!r} "
-                "have no class"
-            )
-        return np.bincount(self.data.train.y[rows], minlength=self.data.num_classes) > 0
-
-    def _task(
-        self,
-        instructions: Instructions,
-        message_id: str,
-        partition: int,
-        seed: object,
-        state: RecordDict | None,
-        sent_s: float,
-    ) -> Training:
-        """Returns a client's task without steps; arguments as of `_training`."""
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(
-                f"run_config[{SEED_KEY!r}] is {seed!r}; it must be a whole number: on a "
-                f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
-            )
-        rows = self.data.rows(partition % self.data.num_partitions, sent_s)
-        batch_size, chunks = self._planner.batch_size(instructions.batch_size), instructions.chunks
-        if chunks is not None:
-            batch_size = chunks.size(len(rows)) or None
-            rows = chunks.rows(rows, instructions.amount[1])
-        models = [self.home.completed(*model, state) for model in instructions.models]
-        chosen, mixture, merging = 0, None, instructions.merging
-        if merging is not None:
-            row, others = models[0]
-            if self.learns:
-                row = self.merger.merged(models, merging, rows, seed, message_id)
-        elif instructions.smoothing is None:
-            chosen = self._chooser.best(models, rows)
-            row, others = models[chosen]
-        else:
-            mixture = self._chooser.shares(models, rows, instructions.smoothing)
-            sent = mixed(self.layout, [own for own, _ in instructions.models], mixture)
-            _, apart = instructions.models[int(mixture.argmax())]
-            row, others = self.home.completed(sent, apart, state)
-        return Training(
-            seed=seed,
-            client=partition,
-            message_id=message_id,
-            rows=rows,
-            row=row,
-            carried=others,
-            server={},
-            memory=read_memory(state),
-            scalars={},
-            steps=0,
-            batch_size=batch_size,
-            deadline_s=None,
-            in_order=chunks is not None,
-            model=chosen if len(models) > 1 and mixture is None and merging is None else None,
-            mixture=mixture,
-        )
-
-    def _done(
-        self, trainings: Sequence[Training]
-    ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
-        """Returns the contents of replies before compression, and what each client has to keep."""
-        done: dict[int, tuple[RecordDict, dict[str, ArrayRecord]]] = {}
-        working = []
-        for i, training in enumerate(trainings):
-            if training.steps:
-                working.append(i)
-            else:
-                done[i] = self._outbox.unchanged(training)
-        # One that trains among several is a program all the same: who else has nothing to do must
-        # not change its bits.
-        if len(trainings) == 1:
-            parts = [([0], self._trainer.alone(trainings[0]))] if working else []
-        else:
-            parts = self._trainer.together([trainings[i] for i in working])
-        for members, trained in parts:
-            chosen = [working[i] for i in members]
-            replies = self._outbox.trained([trainings[i] for i in chosen], trained)
-            done.update(zip(chosen, replies, strict=True))
-        return [done[i] for i in range(len(trainings))]
-
-    # ---- other messages --------------------------------------------------------------------------
-
-    def _evaluate(self, message: Message, context: Context) -> Message:
-        if self.downlink is not None and is_compressed(message.content):
-            message = self._opened(message, context)
-        instructions = self.read(message.content)
-        partition = read_partition(context) % self.data.num_partitions
-        sent_s = message.metadata.created_at - DRIFT_BEGINS
-        held_out, count = self._planner.evaluated_on(instructions.config, partition)
-        found = self.measures.nothing()
-        if count:
-            row, entries = self._asked_for(
-                instructions, message.metadata.message_id, context, sent_s
-            )
-            entries = moved(entries, self.device)
-            self.home.whole.load(self._evaluated, row.to(self.device), entries)
-            x, y = self.data.examples_of(partition, sent_s, held_out=held_out)
-            if count < len(y):
-                key = ("evaluated examples", partition, message.metadata.message_id)
-                rng = generator(int(context.run_config[SEED_KEY]), *key)
-                some = torch.as_tensor(rng.choice(len(y), count, replace=False))
-                x, y = x[some], y[some]
-            found = self.measures(self._evaluated, (x.to(self.device), y.to(self.device)))
-            drop_weights(self._evaluated)
-        return metrics_reply(message, {"num-examples": count, "loss": found["loss"], **found})
-
-    def _asked_for(
-        self, instructions: Instructions, message_id: str, context: Context, sent_s: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the model that a message wants evaluated: its row, and the entries outside it."""
-        which = instructions.evaluated
-        partition, seed = read_partition(context), context.run_config.get(SEED_KEY)
-        if which == "local":
-            task = self._training(instructions, message_id, partition, seed, context.state, sent_s)
-            return self._after(task, self.rule)
-        task = self._task(instructions, message_id, partition, seed, context.state, sent_s)
-        if which == "global":
-            return as_tensor(task.row), carried_tensors(task.carried)
-        model = predicts_with(self.home, self.rule, task)
-        for i, adaptation in enumerate(instructions.adaptations):
-            row, entries = model
-            task = replace(
-                task,
-                message_id=f"{message_id}/{i}",
-                row=row.numpy(),
-                carried=carried_arrays(entries),
-                memory=None,
-                scalars=adaptation.rule.scalars({}),
-                steps=self._planner.adapting_steps(adaptation, task.examples, task.batch_size),
-            )
-            model = self._after(task, adaptation.rule)
-        return model
-
-    def _after(self, task: Training, rule: Rule) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns what a rule makes of a model; the model itself if it sends none, or no step."""
-        if task.steps:
-            trained = self._trainer.alone(task, rule)
-            if trained.rows.shape[1]:
-                return trained.rows[0], carried_tensors(trained.carried)
-        return as_tensor(task.row), carried_tensors(task.carried)
-
-    def _query(self, message: Message, context: Context) -> Message:
-        partition = read_partition(context)
-        count = self.data.size(partition % self.data.num_partitions)
-        return metrics_reply(
-            message,
-            {
-                "num-examples": count,
-                "num-partitions": self.data.num_partitions,
-                "partition-id": partition,
-            },
-        )
-
-    def _worked(self, message: Message, context: Context) -> Message:
-        """Says that the time of a stage's work has passed (`STAGE_QUERY`)."""
-        return metrics_reply(message, {})
-
-    @cached_property
-    def _evaluated(self) -> nn.Module:
-        return copy_of(self._model)
-
 
 def _with_records(state: RecordDict | None, kept: Mapping[str, ArrayRecord]) -> RecordDict | None:
     return content_of({**(state or NOTHING), **kept}) if kept else state
-
-
-def _corrected(rule: Rule, correction: Correction) -> Corrected:
-    if not isinstance(rule, LocalOptimizer):
-        raise ConfigError(
-            f"correction is {type(correction).__name__}, and rule is {type(rule).__name__}, which "
-            "does not step by gradients: use an optimizer such as Sgd, or leave it out"
-        )
-    return Corrected(rule, correction)
-
-
-def _local_first(rule: Rule, correction: Correction | None, share: float) -> LocalFirst:
-    if not isinstance(rule, LocalOptimizer):
-        raise ConfigError(
-            f"local_layers.first is {share}, and rule is {type(rule).__name__}, which does not "
-            "step by gradients: use an optimizer such as Sgd, or leave it out"
-        )
-    if correction is not None:
-        raise ConfigError(
-            f"local_layers.first is {share}, and correction is {type(correction).__name__}: what "
-            "trains one part after the other is not corrected, leave one of them out"
-        )
-    return LocalFirst(rule, share)
-
-
-def _found_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"client.device is {name!r}, which PyTorch cannot use here "
-            f"({str(error).splitlines()[0]}): use 'cpu', or a PyTorch built for the device"
-        ) from error
-    return device

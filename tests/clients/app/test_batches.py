@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from many_cases import for_each
 
 from fl.clients.app.batches import (
     batch_bounds,
@@ -66,7 +67,7 @@ def test_without_shuffling_every_epoch_is_in_the_order_of_the_data():
 
 
 @pytest.mark.parametrize("width", [None, 4])
-@pytest.mark.parametrize("drop_last", [False, True])
+@for_each("drop_last", [False, True])
 def test_no_examples_make_no_steps(width, drop_last):
     assert steps_per_epoch(0, width, drop_last) == 0
     assert covered_examples(7, 0, width, drop_last) == 0

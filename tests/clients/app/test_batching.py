@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from many_cases import for_each
 from together import batch_key, train_many
 from torch import nn
 
@@ -75,7 +76,7 @@ def test_convolutions_that_train_together_get_what_they_get_alone(
 @pytest.mark.parametrize(
     ("model", "why"), [(with_norm, "running_mean"), (with_dropout, "random"), (None, "one client")]
 )
-@pytest.mark.parametrize("mode", ["on", "measured"])
+@for_each("mode", ["on", "measured"])
 def test_what_cannot_train_together_does_not_whatever_the_mode(federated, mlp, mode, model, why):
     class Alone(Sgd):
         batchable = False

@@ -383,7 +383,7 @@ def test_all_clients_share_one_copy_of_what_is_frozen(mlp, federated):
     app = TrainingApp(mlp, federated((12, 4)), Sgd(0.1), batching="on")
     weights = mlp.layers[0].weight.data_ptr()
     assert app._model.layers[0].weight.data_ptr() == weights
-    assert app._evaluated.layers[0].weight.data_ptr() == weights
+    assert app._evaluator._model.layers[0].weight.data_ptr() == weights
     assert app.choose_batching().together  # they do not stand in the way of one program
 
 

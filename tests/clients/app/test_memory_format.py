@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from many_cases import for_each
 from torch import nn
 
 from fl.clients import Sgd, TrainingApp
@@ -69,7 +70,7 @@ def test_pixels_have_their_channels_side_by_side(channels: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("make", [LeafCNN, ResNet8, Viewing, Reshaping])
+@for_each("make", [LeafCNN, ResNet8, Viewing, Reshaping])
 def test_training_is_that_of_a_plain_torch_loop(
     make, channels, content_of, message_to, context_of, torch_loop
 ) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from many_cases import for_each
 from together import batch_key, train_many
 
 from fl.clients import AdamW, Sgd, TaskApp, TrainingApp
@@ -30,7 +31,7 @@ def models(mlp, logistic):
 
 
 @pytest.mark.parametrize("task", ["deep", "flat"])
-@pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
+@for_each("kind", ["train", "evaluate", "query"])
 def test_a_message_is_answered_by_the_part_it_names(
     parts, models, content_of, message_to, context_of, task, kind
 ):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from many_cases import for_each
 from together import batch_key, train_many, why_alone
 from torch import nn
 
@@ -37,9 +38,9 @@ def data(federated):
 
 
 @pytest.mark.parametrize("client", [0, 1, 2, 4])
-@pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize(
-    ("rule", "optimizer"),
+@for_each("epochs", [1, 3])
+@for_each(
+    "rule, optimizer",
     [
         (Sgd(0.3), lambda p: torch.optim.SGD(p, 0.3)),
         (
@@ -48,7 +49,6 @@ def data(federated):
         ),
         (AdamW(0.02), lambda p: torch.optim.AdamW(p, 0.02)),
     ],
-    ids=["sgd", "nesterov", "adamw"],
 )
 def test_training_is_a_plain_torch_loop(
     data, mlp, content_of, message_to, context_of, torch_loop, rule, optimizer, epochs, client
@@ -299,7 +299,7 @@ def test_more_time_than_work_changes_nothing(data, mlp, content_of, message_to, 
 
 
 @pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("cause", ["no steps", "no examples"])
+@for_each("cause", ["no steps", "no examples"])
 def test_a_client_that_does_nothing_returns_the_model_at_weight_zero(
     federated, mlp, content_of, message_to, context_of, together, cause
 ):

@@ -6,11 +6,11 @@ itself; this says what is sent when, and what becomes of it where nodes are away
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from fl.strategies.drivers.peers.decentralized import Decentralized
 from fl.strategies.drivers.peers.node_models import mean_of
 from fl.strategies.drivers.peers.swarm import Answer, Swarm
 from fl.strategies.drivers.tasks import Task
+from fl.strategies.drivers.timers import Timers
 from fl.strategies.sample_rule import SampleRule
 from fl.topologies import Complete
 from fl.vectors.rows import Row, is_finite
@@ -186,8 +187,7 @@ class Sampled(Decentralized):
         """
         self.swarm = swarm
         self.nodes = [SampledNode(self.rule.init(self.n)) for _ in range(self.n)]
-        self.events: list[tuple[float, int, Callable[[], None]]] = []  # (time, number, what)
-        self.number = 0
+        self.timers = Timers()
         self.present = set(swarm.available(range(self.n)))
         self.transfers: Counter[tuple[int, int]] = Counter()
         self.facts: Counter[str] = Counter()
@@ -198,13 +198,12 @@ class Sampled(Decentralized):
         while self.done < num_rounds:
             self._look()
             begun = begun or self._begin()
-            self._advance()
+            while self.done < num_rounds and self.timers.act(swarm.now):
+                pass
             if self.done >= num_rounds:
                 return
             self._check_wait()
-            until = self.swarm.now + self.retry_s
-            if self.events:
-                until = min(until, self.events[0][0])
+            until = min(self.swarm.now + self.retry_s, self.timers.first_s)
             for i, answer in swarm.receive(until):
                 self._answered(i, answer)
 
@@ -242,16 +241,7 @@ class Sampled(Decentralized):
             "fleet whose clients are there (fleet/availability)"
         )
 
-    # ---- time ------------------------------------------------------------------------------------
-
-    def _at(self, time_s: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self.events, (time_s, self.number, what))
-        self.number += 1
-
-    def _advance(self) -> None:
-        """Does all that is due now."""
-        while self.events and self.events[0][0] <= self.swarm.now and self.done < self.num_rounds:
-            heapq.heappop(self.events)[2]()
+    # ---- who is there ----------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Notes who has come or gone."""
@@ -274,18 +264,16 @@ class Sampled(Decentralized):
         others = [j for j in range(self.n) if j != i]
         told = rng.choice(others, min(_ADVERTISED * self.s, len(others)), replace=False)
         for j in told.tolist():
-            self._send(i, j, SHORT_BYTES, self._noting(i, j, k, node.joined))
+            self._send(i, j, SHORT_BYTES, partial(self._notes, j, i, k, node.joined))
         if node.trained is not None:
             self._forward(i, node.round)
         elif node.model is not None and node.task is None:
             self._train(i, node.round)
 
-    def _noting(self, i: int, j: int, k: int, joined: int) -> Callable[[], None]:
-        def note() -> None:
-            latest = max(k, self.rule.latest(self.nodes[j].view))
-            self.nodes[j].pending[i] = (latest, joined)
-
-        return note
+    def _notes(self, j: int, i: int, k: int, joined: int) -> None:
+        """Has a node note that another has come, until it has sent its next model."""
+        latest = max(k, self.rule.latest(self.nodes[j].view))
+        self.nodes[j].pending[i] = (latest, joined)
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -314,11 +302,11 @@ class Sampled(Decentralized):
                 self._send(i, j, size, then, fanout=fanout, fanin=fanin, again=True)
 
         if arrived:
-            self._at(at, read)
+            self.timers.at(at, read)
         else:
             self.facts["lost_payloads"] += 1
             if again:
-                self._at(at, resend)
+                self.timers.at(at, resend)
 
     def _send_model(
         self, i: int, to: Sequence[int], fanin: int, then: Callable[[int, Any], None]
@@ -328,13 +316,11 @@ class Sampled(Decentralized):
         view, size = node.view, self.swarm.model_bytes + self.rule.view_bytes(self.n)
         others = [j for j in to if j != i]
 
-        def reading(j: int) -> Callable[[], None]:
-            return lambda: then(j, view)
-
         for j in others:
-            self._send(i, j, size, reading(j), fanout=len(others), fanin=fanin, again=True)
+            read = partial(then, j, view)
+            self._send(i, j, size, read, fanout=len(others), fanin=fanin, again=True)
         if i in to:
-            self._at(self.swarm.now, reading(i))
+            self.timers.at(self.swarm.now, then, i, view)
         for j, (k, joined) in sorted(node.pending.items()):
             node.view = self.rule.heard(node.view, j, k, joined)
         node.pending.clear()
@@ -378,7 +364,7 @@ class Sampled(Decentralized):
             self._ends(search)
 
         self._send(i, j, SHORT_BYTES, ping)
-        self._at(self.swarm.now + self.ping_timeout_s, over)
+        self.timers.at(self.swarm.now + self.ping_timeout_s, over)
 
     def _found(self, search: PeerSearch, j: int) -> None:
         search.found.append(j)
@@ -418,7 +404,7 @@ class Sampled(Decentralized):
         k, task, node.task = node.round, node.task, None
         if answer is None:
             self._absent(i, k)
-            self._at(self.swarm.now + self.retry_s, lambda: self._train(i, k))
+            self.timers.at(self.swarm.now + self.retry_s, self._train, i, k)
             return
         self.swarm.applied(answer)
         self._moves()
@@ -449,7 +435,7 @@ class Sampled(Decentralized):
             if node.joined == joined:  # or else it has begun to look anew when it came back
                 self._forward(i, k)
 
-        self._at(self.swarm.now + 1.5 * self.aggregation_timeout_s, again)
+        self.timers.at(self.swarm.now + 1.5 * self.aggregation_timeout_s, again)
 
     # ---- who averages ----------------------------------------------------------------------------
 
@@ -464,7 +450,7 @@ class Sampled(Decentralized):
             return
         if k not in node.sums:
             node.sums[k] = {}
-            self._at(self.swarm.now + self.aggregation_timeout_s, lambda: self._waited_enough(a, k))
+            self.timers.at(self.swarm.now + self.aggregation_timeout_s, self._waited_enough, a, k)
         node.sums[k][i] = x
         if len(node.sums[k]) >= self.needed:
             self._averages(a, k)
@@ -507,19 +493,15 @@ class Sampled(Decentralized):
 
     def _tells(self, a: int, nodes: Sequence[int], k: int) -> None:
         """Has an aggregator tell nodes that their models of round k have been averaged."""
-
-        def done(i: int) -> Callable[[], None]:
-            def note() -> None:
-                if self.nodes[i].round == k:
-                    self.nodes[i].trained = self.nodes[i].model = None
-
-            return note
-
         for i in nodes:
             if i == a:
-                self._at(self.swarm.now, done(i))
+                self.timers.at(self.swarm.now, self._is_done, i, k)
             else:
-                self._send(a, i, SHORT_BYTES, done(i), again=True)
+                self._send(a, i, SHORT_BYTES, partial(self._is_done, i, k), again=True)
+
+    def _is_done(self, i: int, k: int) -> None:
+        if self.nodes[i].round == k:
+            self.nodes[i].trained = self.nodes[i].model = None
 
     # ---- faults ----------------------------------------------------------------------------------
 

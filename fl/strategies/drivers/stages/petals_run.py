@@ -15,8 +15,9 @@ from fl.randomness import generator, uniform
 from fl.stages import Ban, Held, Leg, random_route, server_throughput
 from fl.stages.block_routing import holding
 from fl.strategies.drivers.stages.peers import STALLED_S, StageJob, StagePeers
-from fl.strategies.drivers.stages.timed import Ended, Timers
+from fl.strategies.drivers.stages.timed import Ended
 from fl.strategies.drivers.tasks import Failures, Task
+from fl.strategies.drivers.timers import Timers
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.stages.petals import Petals
@@ -109,7 +110,7 @@ class PetalsRun:
         self.num_rounds = num_rounds
         self.round, self._began_s = 0, self.peers.now
         self._further_s = self.peers.now
-        self._refresh(None)
+        self._refresh()
         self._begin()
         while self.round < num_rounds:
             for task, reply, seconds in self.peers.receive(self._timers.first_s):
@@ -310,7 +311,7 @@ class PetalsRun:
 
     # ---- servers ---------------------------------------------------------------------------------
 
-    def _refresh(self, _: None) -> None:
+    def _refresh(self) -> None:
         """Notes who has left; who has come measures its speed."""
         strategy, now, there = self.strategy, self.peers.now, self.peers.there()
         for server in [k for k in (*self.servers, *self.loading) if k not in there]:
@@ -327,7 +328,7 @@ class PetalsRun:
                 "do not come, leave before they have passed it on, or are too slow; have clients "
                 "of the fleet stay longer (fleet/availability, battery) or be faster"
             )
-        self._timers.at(now + strategy.refresh_s, self._refresh, None)
+        self._timers.at(now + strategy.refresh_s, self._refresh)
 
     def _leave(self, server: int) -> None:
         self._lives[server] += 1
@@ -349,12 +350,10 @@ class PetalsRun:
 
     def _load(self, server: int, held: Held) -> None:
         self.loading[server] = held
-        self._timers.at(
-            self.peers.now + self.strategy.load_s, self._loaded, (server, self._lives[server])
-        )
+        ready_s = self.peers.now + self.strategy.load_s
+        self._timers.at(ready_s, self._loaded, server, self._lives[server])
 
-    def _loaded(self, loaded: tuple[int, int]) -> None:
-        server, lives = loaded
+    def _loaded(self, server: int, lives: int) -> None:
         if self._lives[server] == lives and server in self.loading:
             self.servers[server] = self.loading.pop(server)
 
@@ -364,10 +363,9 @@ class PetalsRun:
         self._looks[server] += 1
         u = uniform(strategy.seed, "balance", server, k)
         wait_s = -math.log1p(-u) * strategy.balance_s
-        self._timers.at(self.peers.now + wait_s, self._look, (server, self._lives[server]))
+        self._timers.at(self.peers.now + wait_s, self._look, server, self._lives[server])
 
-    def _look(self, looks: tuple[int, int]) -> None:
-        server, lives = looks
+    def _look(self, server: int, lives: int) -> None:
         held = self.servers | self.loading
         if server not in held or self._lives[server] != lives:
             return

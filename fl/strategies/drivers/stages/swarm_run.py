@@ -15,8 +15,9 @@ from fl.errors import SimulationError
 from fl.randomness import uniform
 from fl.stages import Candidates, MicroBatch, Pass
 from fl.strategies.drivers.stages.peers import STALLED_S, StageJob, StagePeers
-from fl.strategies.drivers.stages.timed import Ended, Timers
+from fl.strategies.drivers.stages.timed import Ended
 from fl.strategies.drivers.tasks import Failures, Task
+from fl.strategies.drivers.timers import Timers
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.stages.swarm_pipelines import SWARM
@@ -123,10 +124,10 @@ class SwarmRun:
         self._last_ended_s = self.peers.now
         for peer in sorted(self.peers.there()):
             self._enter(peer, peer % self.num_stages)
-        self._refresh(None)
+        self._refresh()
         rebalancing = self.strategy.rebalancing
         if rebalancing is not None and math.isfinite(rebalancing.every_s):
-            self._timers.at(self.peers.now + rebalancing.every_s, self._rebalance, None)
+            self._timers.at(self.peers.now + rebalancing.every_s, self._rebalance)
         self._begin()
         while self.ended < num_steps:
             self._advance()
@@ -277,7 +278,7 @@ class SwarmRun:
 
     # ---- who is there ----------------------------------------------------------------------------
 
-    def _refresh(self, _: None) -> None:
+    def _refresh(self) -> None:
         """Notes who has left, and lets join who has come, or was banned and is there."""
         there = self.peers.there()
         for peer in [peer for peer in self.stage_of if peer not in there]:
@@ -296,7 +297,7 @@ class SwarmRun:
                 "before their passes have ended, or are too slow; have clients of the fleet stay "
                 "longer (fleet/availability, battery) or be faster, or lower strategy.micro_batches"
             )
-        self._timers.at(now + self.strategy.refresh_s, self._refresh, None)
+        self._timers.at(now + self.strategy.refresh_s, self._refresh)
 
     def _queues(self) -> list[dict[int, float]]:
         """Returns the passes that wait at each peer, by stage; those who are on their way, too."""
@@ -314,10 +315,9 @@ class SwarmRun:
             return
         source = min(holders, key=lambda p: (self.peers.waiting[p], p))
         arrival, came = self.peers.send(source, peer, self.work.state_bytes, beside=True)
-        self._timers.at(arrival, self._arrived, (peer, stage, self.lives[peer], came))
+        self._timers.at(arrival, self._arrived, peer, stage, self.lives[peer], came)
 
-    def _arrived(self, download: tuple[int, int, int, bool]) -> None:
-        peer, stage, lives, came = download
+    def _arrived(self, peer: int, stage: int, lives: int, came: bool) -> None:
         if self.lives[peer] != lives or self.stage_of.get(peer) != stage:
             return
         if not came:
@@ -336,7 +336,7 @@ class SwarmRun:
         while stuck:
             self._retry(stuck.popleft())
 
-    def _rebalance(self, _: None) -> None:
+    def _rebalance(self) -> None:
         """Has a peer change its stage, if the rule says so; what it has of the old one counts."""
         rebalancing = self.strategy.rebalancing
         assert rebalancing is not None
@@ -349,7 +349,7 @@ class SwarmRun:
             self.facts["moves"] += 1
             self.wired[move.source] = self.wiring.leave(self.wired[move.source], move.peer)
             self._download(move.peer, move.target)
-        self._timers.at(self.peers.now + rebalancing.every_s, self._rebalance, None)
+        self._timers.at(self.peers.now + rebalancing.every_s, self._rebalance)
 
     # ---- the end of a step -----------------------------------------------------------------------
 
@@ -381,23 +381,21 @@ class SwarmRun:
                 step.reducing = "fails"
         if step.reducing == "fails":
             self.facts["failed_all_reduces"] += 1
-            self._timers.at(finish_s, self._failed, (k, gone))
+            self._timers.at(finish_s, self._failed, k, gone)
             return
         self._last_end_s = finish_s
-        self._timers.at(finish_s, self._end, (k, gone))
+        self._timers.at(finish_s, self._end, k, gone)
         if self.strategy.delayed and len(self.steps) == 1:
             self._begin()
 
-    def _failed(self, failed: tuple[int, set[int]]) -> None:
+    def _failed(self, k: int, gone: set[int]) -> None:
         """Has what is lost done again; then the peers meet once more."""
-        k, gone = failed
         self.steps[k].reducing = ""
         for peer in sorted(gone):
             self._lose(peer)
 
-    def _end(self, ended: tuple[int, set[int]]) -> None:
+    def _end(self, k: int, gone: set[int]) -> None:
         """Counts a step that all peers have taken but those that have gone meanwhile."""
-        k, gone = ended
         step = self.steps.pop(k)
         for peer in sorted(gone):
             self._lose(peer)

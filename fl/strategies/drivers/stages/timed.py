@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -19,31 +17,6 @@ from fl.strategies.drivers.stages.peers import StagePeers
 
 Ended = Callable[[int, Mapping[str, float]], None]
 """Is told the number of a round that has ended, from 1, and what was measured in it."""
-
-
-class Timers:
-    """What is to be done at times to come; at one time, in the order in which it was noted."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._sequence = count()
-
-    @property
-    def first_s(self) -> float:
-        """When the first is due, s."""
-        return self._heap[0][0]
-
-    def at(self, time: float, act: Callable[[Any], None], argument: Any) -> None:
-        """Notes what is to be done, and with what."""
-        heapq.heappush(self._heap, (time, next(self._sequence), act, argument))
-
-    def act(self, now: float) -> bool:
-        """Does the first that is due; returns whether there was one."""
-        if not self._heap or self._heap[0][0] > now:
-            return False
-        _, _, act, argument = heapq.heappop(self._heap)
-        act(argument)
-        return True
 
 
 class StagesRun(Protocol):
