@@ -345,8 +345,8 @@ def _run_own(
         **_common(config, directory, callbacks, learns=experiment.app.learns),
     )
     if byzantine:
-        asked = run.trace.client[run.trace.kind == Event.DISPATCH]
-        if byzantine.isdisjoint(asked.tolist()):
+        sent = (rows["client"][rows["kind"] == Event.DISPATCH] for rows in run.trace.parts())
+        if all(byzantine.isdisjoint(clients.tolist()) for clients in sent):
             log.warning(
                 "attack is set, and nothing was attacked: none of the %d Byzantine clients was "
                 "asked to train; choose a fleet whose clients are there, as fleet=cross_silo, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def recorded(trace: Trace, count: int, begin: int = 0, terms: tuple[float, ...] 
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets few rows stay in memory, and few be looked at together."""
     monkeypatch.setattr("fl.simulation.kernel.trace._MOST_BYTES", 10 * 41)
-    monkeypatch.setattr("fl.simulation.kernel.trace._MOST_ROWS", 7)
+    monkeypatch.setattr("fl.simulation.kernel.trace.MOST_ROWS", 7)
 
 
 @pytest.mark.parametrize("count", [0, 9, 10, 34, 40])
@@ -99,6 +100,8 @@ def test_a_trace_on_a_disk_is_that_in_memory(count: int, tmp_path: Path) -> None
             for name in ("time", "kind", "client", "dispatch", "bytes", "value"):
                 np.testing.assert_array_equal(getattr(disk, name), getattr(memory, name))
             assert disk.table().equals(memory.table())
+            assert disk.counts == Counter(memory.kinds)
+            assert disk.end == (memory.time[-1] if len(memory) else 0.0)
             assert disk.faults() == memory.faults()
     assert list(tmp_path.iterdir()) == []  # no name that a killed process would leave
 

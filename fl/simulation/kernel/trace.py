@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fl")
 
 _MOST_BYTES = 2**22  # of rows in memory, where others can be on a disk: 100,000 events
-_MOST_ROWS = 2**17  # that are looked at together
+MOST_ROWS = 2**17
+"""Events that are looked at together."""
 
 
 class Event(IntEnum):
@@ -300,7 +301,7 @@ class Trace:
         self._rows.clear()
         self._terms.clear()
 
-    def parts(self, most: int = _MOST_ROWS) -> Iterator[NDArray[Any]]:
+    def parts(self, most: int = MOST_ROWS) -> Iterator[NDArray[Any]]:
         """Returns the events in parts of at most so many, of type `ROW_TYPE`: times on the clock.
 
         They are copies, as rows are still appended.
@@ -310,17 +311,28 @@ class Trace:
                 rows["time"] = self._elapsed(rows["time"].copy())
             yield rows
 
-    def _parts(self, most: int = _MOST_ROWS, name: str | None = None) -> Iterator[NDArray[Any]]:
+    def _parts(self, most: int = MOST_ROWS, name: str | None = None) -> Iterator[NDArray[Any]]:
         """Returns the rows, or a column, in parts; copies."""
-        stored: list[NDArray[Any]] = []
-        if self._file is not None and self._on_disk:
-            stored.append(np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,)))
+        for first in range(0, self._on_disk, most):
+            rows = self._read(first, min(most, self._on_disk - first))
+            yield rows if name is None else np.array(rows[name])
         if self._rows or self._terms or not self._on_disk:
-            stored.append(self._table())
-        for rows in stored:
-            for start in range(0, max(1, len(rows)), most):
-                part = rows[start : start + most]
+            table = self._table()
+            for start in range(0, max(1, len(table)), most):
+                part = table[start : start + most]
                 yield np.array(part if name is None else part[name])
+
+    def _read(self, first: int, number: int) -> NDArray[Any]:
+        """Returns rows of the file, shape (number,).
+
+        Not by a map of it, whose pages would count as the process's memory.
+        """
+        assert self._file is not None
+        rows = np.empty(number, ROW_TYPE)
+        buffer = memoryview(rows.view(np.uint8))
+        if os.preadv(self._file.fileno(), [buffer], first * _ROW.size) < len(buffer):
+            raise OSError(errno.EIO, f"the file of {len(self)} events has become shorter")
+        return rows
 
     def _shown(self, name: str) -> Iterator[NDArray[Any]]:
         """Returns the parts of a column as they are shown: times on the clock."""
@@ -351,10 +363,20 @@ class Trace:
         return self._joined[1]
 
     @property
+    def end(self) -> float:
+        """Time of the last event on the clock, s; 0 without any."""
+        if not len(self):
+            return 0.0
+        rows = self._table()
+        last = rows[-1:] if len(rows) else self._read(self._on_disk - 1, 1)
+        time = last["time"].copy()
+        return float((time if self._elapsed is None else self._elapsed(time))[0])
+
+    @property
     def counts(self) -> Counter[Event]:
         """Number of events of each kind that occurred."""
-        kinds, counts = np.unique(self.kind, return_counts=True)
-        return Counter(dict(zip(map(Event, kinds), counts.tolist(), strict=True)))
+        counts = sum(np.bincount(kind, minlength=len(Event)) for kind in self._parts(name="kind"))
+        return Counter({Event(i): n for i, n in enumerate(np.asarray(counts).tolist()) if n})
 
     def faults(self) -> dict[str, int]:
         """Returns the number of events of each fault kind that occurred, by lower-case name.
@@ -367,7 +389,7 @@ class Trace:
 
     def came_too_late(self) -> bool:
         """Returns whether a reply was waited for in vain that was not lost."""
-        missing = self.value[self.kind == Event.TIMEOUT].sum()
+        missing = self._values(Event.TIMEOUT)[1]
         return self.counts[Event.EXPIRED] > self._doubles or missing > len(self._lost)
 
     def staleness(self) -> dict[str, float] | None:
@@ -383,10 +405,19 @@ class Trace:
         return self._versions(Event.MERGED)
 
     def _versions(self, kind: Event) -> dict[str, float] | None:
-        values = self.value[self.kind == kind]
-        if not len(values):
-            return None
-        return {"updates": len(values), "mean": float(values.mean()), "max": float(values.max())}
+        number, total, largest = self._values(kind)
+        return {"updates": number, "mean": total / number, "max": largest} if number else None
+
+    def _values(self, kind: Event) -> tuple[int, float, float]:
+        """Returns how many events are of a kind, and the sum and the largest of their values."""
+        number, total, largest = 0, 0.0, -math.inf
+        for rows in self._parts():
+            values = rows["value"][rows["kind"] == kind]
+            if len(values):
+                number += len(values)
+                total += float(values.sum())
+                largest = max(largest, float(values.max()))
+        return number, total, largest
 
     def sha256(self) -> str:
         """Returns the hash of all columns: equal runs, equal hashes."""
