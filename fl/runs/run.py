@@ -165,6 +165,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
         beside=beside,
     )
+    if isinstance(grid, SimGrid) and average is None and personal.every is None:
+        grid.snapshots = recorder.snapshots(grid, schedule)
     try:
         result = experiment.strategy.start(
             grid=grid,

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -119,7 +120,8 @@ FAULTS = frozenset(
 )
 """Events counted as faults in the summary."""
 
-_COUNTED = np.array(sorted(FAULTS), np.int8)
+_COUNTED = FAULTS | {Event.NODE_UNAVAILABLE}  # of which a trace keeps count while it grows
+_COUNTED_KINDS = np.array(sorted(_COUNTED), np.int8)
 
 _LOSSES = frozenset(
     {Event.DROPOUT, Event.CRASH, Event.DEPARTURE, Event.DOWNLOAD_LOST, Event.UPLOAD_LOST}
@@ -167,6 +169,8 @@ class Trace:
         num_faults: faults so far, as `faults` counts them.
     """
 
+    lasting = ("num_faults", "_num_lost", "_doubles", "_lost")
+
     def __init__(
         self,
         elapsed: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
@@ -174,8 +178,9 @@ class Trace:
     ) -> None:
         self.num_faults = 0
         self._elapsed = elapsed
-        self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
+        self._num_lost = 0  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
+        self._lost: set[int] = set()  # of them, those that may expire: client 2^32 + dispatch
         self._rows = bytearray()  # packed: one call for an event, where columns take six
         self._terms = bytearray()  # of tasks: what becomes rows, and after how many bytes of them
         self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
@@ -183,6 +188,8 @@ class Trace:
         self._folder = folder
         self._file: BinaryIO | None = None
         self._on_disk = 0  # rows in the file, with their terms; the others count from there
+        self._path: Path | None = None  # of the file, if it has one
+        self._crc = 0  # of the file
 
     def __len__(self) -> int:
         return self._on_disk + len(self._table())
@@ -209,7 +216,7 @@ class Trace:
         self._rows += _pack(time, kind, client, dispatch, size, value)
         if len(self._rows) >= self._most:
             self._to_disk()
-        if kind in FAULTS:
+        if kind in _COUNTED:
             self._count(kind, client, dispatch)
 
     def record_all(self, rows: NDArray[Any]) -> None:
@@ -217,15 +224,21 @@ class Trace:
         self._rows += rows.tobytes()
         if len(self._rows) >= self._most:
             self._to_disk()
-        for row in rows[np.isin(rows["kind"], _COUNTED)]:
+        for row in rows[np.isin(rows["kind"], _COUNTED_KINDS)]:
             self._count(row["kind"].item(), row["client"].item(), row["dispatch"].item())
 
     def _count(self, kind: int, client: int, dispatch: int) -> None:
-        """Counts a fault."""
+        """Counts a fault, and forgets a lost message that cannot expire any more."""
+        message = client << 32 | dispatch
+        if kind == Event.NODE_UNAVAILABLE:  # the server has an answer
+            self._lost.discard(message)
+            return
         self.num_faults += 1
         if kind in _LOSSES:
-            self._lost.add((client, dispatch))
-        elif kind == Event.EXPIRED and (client, dispatch) in self._lost:
+            self._num_lost += 1
+            self._lost.add(message)
+        elif kind == Event.EXPIRED and message in self._lost:
+            self._lost.remove(message)
             self._doubles += 1
             self.num_faults -= 1
 
@@ -281,8 +294,7 @@ class Trace:
         """Appends the rows in memory to the file; where that cannot be, they and others stay."""
         try:
             if self._file is None:
-                file = TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  (the trace's)
-                self._file = cast(BinaryIO, file)
+                self._file = self._new_file()
             rows = self._table().tobytes()
             written = self._file.write(rows)
             if written < len(rows):
@@ -297,7 +309,52 @@ class Trace:
             self._most = math.inf
             return
         self._on_disk += len(rows) // _ROW.size
+        self._crc = zlib.crc32(rows, self._crc)
         self._joined = None
+        self._rows.clear()
+        self._terms.clear()
+
+    def _new_file(self) -> BinaryIO:
+        if self._path is None:
+            return cast(BinaryIO, TemporaryFile(dir=self._folder, buffering=0))
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        return cast(BinaryIO, open(os.open(self._path, flags, 0o666), "r+b", buffering=0))
+
+    def keep_in(self, path: Path) -> None:
+        """Has rows kept in a file with a name, from which `go_on` takes them; before the first."""
+        self._path, self._most = path, min(self._most, _MOST_BYTES)
+
+    def kept(self) -> tuple[int, int]:
+        """Writes all rows to the file that has a name.
+
+        Returns:
+            Rows in it, and their CRC-32.
+
+        Raises:
+            OSError: it takes no more.
+        """
+        if self._rows or self._terms or self._file is None:
+            self._to_disk()
+        if self._rows or self._file is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(self._file.fileno())
+        return self._on_disk, self._crc
+
+    def go_on(self, rows: int, crc: int) -> None:
+        """Goes on after the first rows of the file that has a name, and no others.
+
+        Args:
+            rows: as `kept` returned them.
+            crc: likewise.
+        """
+        assert self._path is not None
+        if self._file is not None:
+            self._file.close()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
+        self._file = cast(BinaryIO, open(descriptor, "r+b", buffering=0))
+        self._file.truncate(rows * _ROW.size)
+        self._file.seek(0, os.SEEK_END)
+        self._on_disk, self._crc, self._joined = rows, crc, None
         self._rows.clear()
         self._terms.clear()
 
@@ -390,7 +447,7 @@ class Trace:
     def came_too_late(self) -> bool:
         """Returns whether a reply was waited for in vain that was not lost."""
         missing = self._values(Event.TIMEOUT)[1]
-        return self.counts[Event.EXPIRED] > self._doubles or missing > len(self._lost)
+        return self.counts[Event.EXPIRED] > self._doubles or missing > self._num_lost
 
     def staleness(self) -> dict[str, float] | None:
         """Returns count, mean and maximum of the applied updates' staleness; None without any."""
