@@ -21,6 +21,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl.errors import NoStep
+from fl.flower.content import Content
+from fl.flower.records import RowRecord
 from fl.runs.journal.encoding import Blobs, Views, content_in, record_in
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -63,9 +65,9 @@ class Written:
             return ["array", *self._array(value), value.flags.writeable]
         if isinstance(value, np.generic):
             return ["number", *self._array(np.asarray(value))]
-        if isinstance(value, RecordDict):
+        if kind in (RecordDict, Content):
             return ["content", self.blobs.describe(value)]
-        if isinstance(value, ArrayRecord | MetricRecord | ConfigRecord):
+        if kind in (ArrayRecord, RowRecord, MetricRecord, ConfigRecord):
             return ["record", self.blobs.record(value)]
         if isinstance(value, Array):
             return ["record", self.blobs.record(ArrayRecord({"": value})), "entry"]

@@ -32,7 +32,7 @@ STRATEGIES = {
     "feddyn": ["strategy=feddyn"],
     "mifa": ["strategy=mifa"],
     "fedau": ["strategy=fedau"],
-    "fedhyper": ["strategy=fedhyper"],
+    "fedhyper": ["strategy=fedhyper_g"],
     "optex": ["strategy=optex"],
     "oort": ["strategy=fedavg", "selection=oort"],
     "tifl": ["strategy=fedavg", "selection=tifl"],
