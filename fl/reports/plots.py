@@ -157,8 +157,8 @@ def clients(trace: Trace, path: Path | None = None) -> Figure:
         over_time.set_title("Tasks in each stage over time", loc="left")
         over_time.set_xlim(0, end / unit.divisor if end > 0 else 1)
         over_time.set_ylim(bottom=0)
-        for panel in between if arrived is not None else ():
-            _arrivals(panel, edges, arrived, unit)
+        if arrived is not None:
+            _arrivals(between[0], edges, arrived, unit)
         _share_panel(per_client, ids, share)
         handles, labels = per_client.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right upper")

@@ -157,7 +157,9 @@ def cut(data: memoryview, lengths: list[int]) -> Views:
     Raises:
         ValueError: they are longer or shorter.
     """
-    if any(type(length) is not int or length < 0 for length in lengths) or sum(lengths) != len(data):
+    if any(type(length) is not int or length < 0 for length in lengths) or sum(lengths) != len(
+        data
+    ):
         raise ValueError("not a record of a journal: its arrays are not as long as it says")
     views, begin = [], 0
     for length in lengths:

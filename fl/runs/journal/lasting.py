@@ -4,8 +4,8 @@ A part names in `lasting`, an attribute of its class, those of its attributes th
 (`fl.flower.grid_view.Snapshots`). What is written is a JSON description and the numbers of arrays,
 as in a journal (`encoding`); nothing is pickled. Reading it makes numbers, text, arrays and
 containers of these, records of Flower, and named tuples and data classes of strategies, selections
-and the record of a run, and those that the parts have already, and calls nothing else. What is filled is what is there: a part keeps its
-type, and an array in an attribute its shape.
+and the record of a run, and those that the parts have already; it calls nothing else.
+What is filled is what is there: a part keeps its type, and an array in an attribute its shape.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fl.flower.records import RowRecord
 from fl.runs.journal.encoding import Blobs, Views, content_in, record_in
 
 _PLAIN = (type(None), bool, int, float, str)
-_DEFINE = ("fl.selection.", "fl.simulation.", "fl.strategies.", "fl.runs.recorder.")
+_DEFINE = ("fl.errors.", "fl.selection.", "fl.simulation.", "fl.strategies.", "fl.runs.recorder.")
 _CONTAINERS: dict[str, type] = {
     kind.__name__: kind for kind in (list, tuple, set, frozenset, dict, Counter)
 }
@@ -162,16 +162,17 @@ class Read:
         if tag in _CONTAINERS:
             how, *values = rest
             if how == "whole":
-                return _CONTAINERS[tag](self._array(*values, True).tolist())
+                return _CONTAINERS[tag](self._array(values).tolist())
             return _CONTAINERS[tag](map(self._value, values[0]))
         if tag == "array":
-            return self._array(*rest)
+            return self._array(rest[:3], writeable=rest[3])
         if tag == "number":
-            return self._array(*rest, True)[()]
+            return self._array(rest)[()]
         if tag == "content":
-            return content_in(*rest, self._views)
+            return content_in(rest[0], self._views)
         if tag == "record":
-            found = record_in(*rest[0], self._views)
+            kind, values = rest[0]
+            found = record_in(kind, values, self._views)
             return found[""] if rest[1:] == ["entry"] else found
         if tag == "reason":
             kind = self._class(rest[0])
@@ -186,13 +187,11 @@ class Read:
             return kind(**dict(zip(names, values, strict=True)))
         raise ValueError(f"nothing is called {tag!r:.80}")
 
-    def _array(self, number: int, dtype: str, shape: list[int], writeable: bool) -> NDArray[Any]:
+    def _array(self, described: list[Any], *, writeable: bool = True) -> NDArray[Any]:
+        number, dtype, shape = described
         kind = np.dtype(dtype)
         if kind.hasobject or kind.names is not None:
             raise ValueError(f"an array of {dtype!r:.80} is no plain value")
-        row = self._views.row(number) if kind == np.float32 and not writeable else None
-        if row is not None and shape == [row.size]:
-            return row  # that of a record, if it is one's
         key = number, dtype, tuple(shape), writeable
         if key not in self._arrays:
             made = np.frombuffer(self._views.bytes(number), kind).reshape(shape).copy()
@@ -205,7 +204,7 @@ class Read:
         if name in self._classes:
             return self._classes[name]
         module, _, attribute = str(name).partition(":")
-        found = None
+        found: Any = None
         if f"{module}.".startswith(_DEFINE):
             found = vars(sys.modules.get(module, object)).get(attribute)
         plain = isinstance(found, type) and found.__module__ == module

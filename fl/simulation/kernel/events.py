@@ -110,7 +110,7 @@ class EventQueue:
         if len(heap) > self._most:
             self._part_heap()
 
-    def pending(self) -> list[tuple[float, Priority, Callable[[Any], object], Any]]:
+    def pending(self) -> list[tuple[float, int, Callable[[Any], object], Any]]:
         """Returns time, priority, action and argument of the events to come, in their order."""
         near = [(t, p, a, x) for t, p, _, a, x in sorted(self._near + self._heap, key=_ORDER)]
         far = [e for bucket in self._buckets for e in zip(*[iter(bucket)] * 4, strict=True)]

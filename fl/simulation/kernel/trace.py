@@ -318,7 +318,8 @@ class Trace:
         if self._path is None:
             return cast(BinaryIO, TemporaryFile(dir=self._folder, buffering=0))
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        return cast(BinaryIO, open(os.open(self._path, flags, 0o666), "r+b", buffering=0))
+        file = open(os.open(self._path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
+        return cast(BinaryIO, file)
 
     def keep_in(self, path: Path) -> None:
         """Has rows kept in a file with a name, from which `go_on` takes them; before the first."""
@@ -351,7 +352,8 @@ class Trace:
         if self._file is not None:
             self._file.close()
         descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
-        self._file = cast(BinaryIO, open(descriptor, "r+b", buffering=0))
+        file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+        self._file = cast(BinaryIO, file)
         self._file.truncate(rows * _ROW.size)
         self._file.seek(0, os.SEEK_END)
         self._on_disk, self._crc, self._joined = rows, crc, None
@@ -386,7 +388,7 @@ class Trace:
         """
         assert self._file is not None
         rows = np.empty(number, ROW_TYPE)
-        buffer = memoryview(rows.view(np.uint8))
+        buffer = memoryview(rows.view(np.uint8).data)
         if os.preadv(self._file.fileno(), [buffer], first * _ROW.size) < len(buffer):
             raise OSError(errno.EIO, f"the file of {len(self)} events has become shorter")
         return rows

@@ -46,6 +46,8 @@ class Failures:
             it, s; None if messages live for `TTL_S`.
     """
 
+    lasting = ("_since_s", "_diverged", "_reasons")
+
     def __init__(self, brought: str, timeout_s: float | None) -> None:
         self._brought = brought
         self._most_s = _MOST_TTLS * TTL_S if timeout_s is None else math.inf

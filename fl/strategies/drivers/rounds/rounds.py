@@ -429,19 +429,20 @@ class Rounds(Aggregating):
         Elsewhere links, machines and the server's own examples remember something as well.
         """
         within = self.exchange
-        others = (within.uplink, within.downlink, within.attack, within.trusted, within.proxy)
-        others = (*others, within.public, self.sub_models, self.summation, server.model.clusters)
+        links = (within.uplink, within.downlink, within.attack)
+        examples = (within.trusted, within.proxy, within.public)
+        others = (*links, *examples, self.sub_models, self.summation, server.model.clusters)
         if any(other is not None for other in others):
             return {}
-        parts = {"strategy": self, "model": server.model, "server": server, "tasks": server.tasks}
-        return parts
+        return {"strategy": self, "model": server.model, "server": server, "tasks": server.tasks}
 
     def _rest(self, server: Server) -> None:
         """Says so if no round is going on, and nothing of the last one can come any more."""
         tasks = server.tasks
-        if tasks.snapshots is not None and not self.is_open:
-            if tasks.at_rest and self.chooses.at_rest:
-                tasks.snapshots.rest()
+        if tasks.snapshots is None or self.is_open:
+            return
+        if tasks.at_rest and self.chooses.at_rest:
+            tasks.snapshots.rest()
 
     def _begins(self, server: Server) -> bool:
         """Begins a round if one can begin; returns whether it is over already."""
