@@ -25,7 +25,7 @@ from fl.runs.journal.command import COMMAND, resume_command
 from fl.runs.journal.encoding import checksum, encode
 from fl.runs.journal.journal import EXTENDS, FILE, LENGTHS, Journal, NotRepeated, check_replaceable
 from fl.runs.journal.replay import Journaled
-from fl.runs.journal.snapshots import Snapshot, Snapshots, read_snapshot, remove_snapshot
+from fl.runs.journal.snapshots import RunSnapshots, Snapshot, read_snapshot, remove_snapshot
 
 if TYPE_CHECKING:
     from fl.runs.evaluation import EvaluationSchedule
@@ -282,11 +282,11 @@ class Recovery:
 
     def snapshots(
         self, grid: SimGrid, recorder: Recorder, schedule: EvaluationSchedule
-    ) -> Snapshots | None:
+    ) -> RunSnapshots | None:
         """Returns who keeps what there is of a run between rounds; None if nobody does."""
         if self._journal is None or self._journaled is None or self.snapshot_s is None:
             return None
-        return Snapshots(
+        return RunSnapshots(
             self._journal.path.parent,
             self._journal,
             self._journaled,

@@ -73,7 +73,7 @@ class Snapshot:
     views: Views
 
 
-class Snapshots:
+class RunSnapshots:
     """Writes snapshots of one run, and fills its parts with the one that it goes on from.
 
     See `fl.flower.grid_view.Snapshots`.
