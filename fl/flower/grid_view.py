@@ -1,8 +1,8 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
 A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
-`summation`, `numbered`, `arrived`, `cohorts` or `charge`. To `GridView` every grid has all of them;
-Flower's own get those of a deployment:
+`summation`, `numbered`, `arrived`, `cohorts`, `charge` or `snapshots`. To `GridView` every grid has
+all of them; Flower's own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
@@ -11,7 +11,8 @@ Flower's own get those of a deployment:
 - node ids that say nothing;
 - replies of which nobody knows before they are pulled;
 - no cohorts whose answers are known before they are asked;
-- no batteries.
+- no batteries;
+- nobody who keeps what there is between rounds.
 
 On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
 what peers send each other is charged to the direct path between them.
@@ -82,6 +83,12 @@ class GridView:
         """What has cohorts answer without messages; None if nothing does."""
         cohorts: Cohorts | None = getattr(self._grid, "cohorts", None)
         return cohorts
+
+    @property
+    def snapshots(self) -> Snapshots | None:
+        """Who keeps what there is between rounds; None if nobody does."""
+        snapshots: Snapshots | None = getattr(self._grid, "snapshots", None)
+        return snapshots
 
     def charge(self, nodes: Sequence[int]) -> NDArray[np.float64] | None:
         """Returns the charge of clients' batteries, in [0, 1], shape (n,); None if nobody knows.
@@ -345,6 +352,28 @@ class Cohorts(Protocol):
 
     def left(self, places: NDArray[np.int64]) -> None:
         """Reports that replies of the last cohort were not used; `places` as for `used`."""
+
+
+# ---- snapshots -----------------------------------------------------------------------------------
+
+
+class Snapshots(Protocol):
+    """Keeps what there is of a run between two rounds, from which it goes on if it is killed.
+
+    A part of it names in `lasting`, an attribute of its class, those of its attributes that last
+    from one round to the next. They are plain values: numbers, text, arrays, lists, dictionaries,
+    named tuples and data classes of these, records of Flower, and other parts.
+    """
+
+    def begin(self, parts: Mapping[str, object]) -> None:
+        """Notes that a strategy is about to begin, or fills its parts as they were between rounds.
+
+        Args:
+            parts: of the strategy, by names of its own; none if it cannot say what lasts.
+        """
+
+    def rest(self) -> None:
+        """Notes that the strategy is between two rounds, and waits for nothing."""
 
 
 # ---- peers ---------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Columns:
     says so.
     """
 
+    lasting = ("_columns", "_taken", "_numbered", "_renamed", "_refused", "_unmeasured")
+
     def __init__(self) -> None:
         self._columns: dict[tuple[Source, str, int | None], str] = {}
         self._taken = set(OWN)

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl.errors import ConfigError
 from fl.reports.atomic import replacing
 from fl.reports.files import read_file
@@ -22,6 +25,7 @@ HISTORY_BYTES = 256 * 10**6
 """Most that a metrics.csv may have to be read back."""
 
 Row = dict[str, int | float]
+Whole = NDArray[np.int64]
 
 COLUMNS = ("round", "time_s", "wall_s", "bytes_down", "bytes_up", "energy_j")
 """What every row starts with. All but `round` are totals since the start of the run.
@@ -48,6 +52,8 @@ class History:
         path: where the CSV goes; None keeps the rows in memory only.
     """
 
+    lasting = ("table",)
+
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.rows: list[Row] = []
@@ -59,6 +65,35 @@ class History:
     def metrics(self) -> list[str]:
         """All metrics so far, in order of their first appearance."""
         return list(self._metrics)
+
+    @property
+    def table(self) -> tuple[list[list[str]], Whole, Whole, Whole]:
+        """All rows as arrays.
+
+        The different lists of names, which of them each row has, shape (n,), and the rows' values
+        one after the other, shape (m,): whole numbers, and the bits of floats; and which are whole.
+        """
+        forms: dict[tuple[str, ...], int] = {}
+        form = [forms.setdefault((*row,), len(forms)) for row in self.rows]
+        values = [value for row in self.rows for value in row.values()]
+        whole = np.array([type(value) is int for value in values], np.int64)
+        bits = np.array([0 if type(value) is int else value for value in values], np.float64)
+        numbers = [value if type(value) is int else 0 for value in values]
+        stored = np.where(whole, np.array(numbers, np.int64), bits.view(np.int64))
+        return [list(names) for names in forms], np.array(form, np.int64), stored, whole
+
+    @table.setter
+    def table(self, table: tuple[list[list[str]], Whole, Whole, Whole]) -> None:
+        forms, form, stored, whole = table
+        numbers = iter(stored.tolist())
+        floats = iter(stored.view(np.float64).tolist())
+        kinds = iter(whole.tolist())
+        values = (n if kind else x for n, x, kind in zip(numbers, floats, kinds, strict=True))
+        self.rows[:] = [{name: next(values) for name in forms[i]} for i in form.tolist()]
+        self._metrics = dict.fromkeys(
+            name for names in forms for name in names if name not in COLUMNS
+        )
+        self._rewrite()
 
     def append(self, row: Mapping[str, float]) -> Row:
         """Adds one evaluation.

@@ -26,6 +26,7 @@ _ENDS: dict[str, tuple[Event, ...]] = {
     "message_lost": (Event.DOWNLOAD_LOST, Event.UPLOAD_LOST),
 }
 _IN_VAIN = (Event.UPLOAD_END, Event.DISCARDED, Event.EXPIRED, Event.CANCELLED)
+_READ = {"used": (Event.APPLIED,), "asked": (Event.DISPATCH,), **_ENDS, "in_vain": _IN_VAIN}
 _LISTED = 1000  # clients named for each reason
 
 
@@ -55,19 +56,17 @@ def participation(
         clients, and the first of them in "clients".
     """
     n = len(available)
-    kind, client = trace.kind, trace.client
-
-    def count(*kinds: Event) -> NDArray[np.int64]:
-        found = client[np.isin(kind, kinds)]
-        return np.bincount(found[found >= 0], minlength=n)
-
-    used = count(Event.APPLIED)
+    count = {name: np.zeros(n, np.int64) for name in _READ}
+    for rows in trace.parts():
+        for name, kinds in _READ.items():
+            clients = rows["client"][np.isin(rows["kind"], kinds)]
+            count[name] += np.bincount(clients[clients >= 0], minlength=n)
+    used, asked = count["used"], count["asked"]
     if not used.any():
         used[[i for i, number in answers.items() if number > 0]] = 1
-    asked = count(Event.DISPATCH)
-    ends = {reason: count(*kinds) for reason, kinds in _ENDS.items()}
+    ends = {reason: count[reason] for reason in _ENDS}
     rest = np.maximum(0, asked - sum(ends.values()))
-    in_vain = count(*_IN_VAIN) > ends["failed"]  # a failure is answered, too
+    in_vain = count["in_vain"] > ends["failed"]  # a failure is answered, too
     ends["too_late"] = np.where(in_vain, rest, 0)
     ends["unfinished"] = np.where(in_vain, 0, rest)
     most = np.argmax(np.stack(list(ends.values())), axis=0)

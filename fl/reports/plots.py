@@ -24,7 +24,7 @@ from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
 from fl.reports.files import printable
 from fl.reports.history import COLUMNS, Row, changes
 from fl.reports.runs import Run
-from fl.reports.spans import STAGES, Spans, all_reduces, spans
+from fl.reports.spans import STAGES, Spans, spans
 from fl.reports.target import Target, better, is_share
 from fl.simulation.kernel.trace import Event
 
@@ -139,14 +139,14 @@ def clients(trace: Trace, path: Path | None = None) -> Figure:
         trace: events of the run, at least one.
         path: PNG to write, replaced as a whole.
     """
-    stages = spans(trace).beside(all_reduces(trace))
-    end = trace.time[-1]
-    among = trace.kind == Event.TRANSFER
-    panels = 2 + int(among.any())
+    end = trace.end
+    edges = np.linspace(0.0, end if end > 0 else 1.0, _BINS + 1)
+    arrived = _arrived(trace, edges)
+    panels = 2 + int(arrived is not None)
     with drawing(8.5, 3.1 * panels, path) as figure:
         over_time, *between, per_client = figure.subplots(panels, 1)
         unit = units.time_unit(end)
-        edges, counts = _mean_active(stages, end)
+        counts, ids, share = _activity(trace, edges)
         over_time.stackplot(
             edges / unit.divisor,
             np.concatenate([counts, counts[:, -1:]], axis=1),
@@ -158,9 +158,8 @@ def clients(trace: Trace, path: Path | None = None) -> Figure:
         over_time.set_title("Tasks in each stage over time", loc="left")
         over_time.set_xlim(0, end / unit.divisor if end > 0 else 1)
         over_time.set_ylim(bottom=0)
-        for panel in between:
-            _arrivals(panel, edges, trace.time[among], trace.bytes[among], unit)
-        ids, share = _shares(stages, end)
+        if arrived is not None:
+            _arrivals(between[0], edges, arrived, unit)
         _share_panel(per_client, ids, share)
         handles, labels = per_client.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right upper")
@@ -395,17 +394,41 @@ def _target_mark(
 # ---- clients -------------------------------------------------------------------------------------
 
 
-def _mean_active(stages: Spans, end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns bin edges (b + 1,) in s and the mean number of tasks in each stage (4, b)."""
-    edges = np.linspace(0.0, end if end > 0 else 1.0, _BINS + 1)
-    counts = np.empty((len(_STAGES), _BINS))
+def _activity(
+    trace: Trace, edges: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the mean number of tasks in each stage between edges (b + 1,) in s, shape (4, b).
+
+    And clients (m,), busiest first, and their shares of the time in each stage (4, m).
+    """
+    active = np.zeros((len(_STAGES), len(edges) - 1))
+    seconds = np.zeros((len(_STAGES), 0))  # of each client
+    had = np.zeros(0, dtype=bool)  # who had a task
+    for stages in spans(trace):
+        active += _task_seconds(stages, edges)
+        more = int(stages.client.max(initial=-1)) + 1 - len(had)
+        if more > 0:
+            seconds, had = np.pad(seconds, ((0, 0), (0, more))), np.pad(had, (0, more))
+        had[stages.client] = True
+        ids, of_each = _client_seconds(stages)
+        seconds[:, ids] += of_each
+    counts = active / np.diff(edges)
+    ids = np.flatnonzero(had)
+    share = seconds[:, ids] / edges[-1]
+    ranking = np.argsort(-share.sum(axis=0), kind="stable")
+    # Differences of large sums leave a little rounding error where nothing runs.
+    return np.where(counts < 1e-9, 0.0, counts), ids[ranking], share[:, ranking]
+
+
+def _task_seconds(stages: Spans, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the seconds of tasks in each stage between edges (b + 1,) in s, shape (4, b)."""
+    seconds = np.empty((len(_STAGES), len(edges) - 1))
     for stage in range(len(_STAGES)):
         mine = stages.stage == stage
         # Integral of the number of tasks up to t: sum of (t - start)+ - (t - end)+.
         integral = _ramps(stages.start[mine], edges) - _ramps(stages.end[mine], edges)
-        counts[stage] = np.diff(integral) / np.diff(edges)
-    # Differences of large sums leave a little rounding error where nothing runs.
-    return edges, np.where(counts < 1e-9, 0.0, counts)
+        seconds[stage] = np.diff(integral)
+    return seconds
 
 
 def _ramps(times: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -415,15 +438,24 @@ def _ramps(times: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray(passed * at - np.append(0.0, np.cumsum(times))[passed])
 
 
+def _arrived(trace: Trace, edges: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Returns the bytes that arrived from peers between edges, shape (b,); None if none did."""
+    arrived, any_did = np.zeros(len(edges) - 1), False
+    for rows in trace.parts():
+        among = rows[rows["kind"] == Event.TRANSFER]
+        if len(among):
+            any_did = True
+            arrived += np.histogram(among["time"], edges, weights=among["bytes"])[0]
+    return arrived if any_did else None
+
+
 def _arrivals(
     axes: Axes,
     edges: NDArray[np.float64],
-    time: NDArray[np.float64],
-    size: NDArray[np.int64],
+    arrived: NDArray[np.float64],
     unit: units.Unit,
 ) -> None:
     """Draws the bytes that arrived from peers in each bin."""
-    arrived = np.histogram(time, edges, weights=size)[0]
     bytes_unit = units.byte_unit(arrived.max())
     axes.stairs(
         arrived / bytes_unit.divisor,
@@ -437,8 +469,8 @@ def _arrivals(
     axes.set_ylim(bottom=0)
 
 
-def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Returns clients (m,), busiest first, and their shares of time in each stage (4, m)."""
+def _client_seconds(stages: Spans) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns clients (m,) and their seconds in each stage, each second once (4, m)."""
     ids, row = np.unique(stages.client, return_inverse=True)
     n = len(stages)
     client = np.concatenate([row, row])
@@ -451,16 +483,14 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
     # A client's changes add up to zero, so one running sum serves all clients.
     active = np.cumsum(change[order], axis=0) > 0
     lasts = np.diff(time, append=time[-1:]) * (np.diff(client, append=-1) == 0)
-    share = np.zeros((len(_STAGES), len(ids)))
+    seconds = np.zeros((len(_STAGES), len(ids)))
     free = np.ones(2 * n, dtype=bool)
     for name in ("compute", "all-reduce", "upload", "download"):
         stage = _STAGES.index(name)
         mine = active[:, stage] & free
         free &= ~mine
-        share[stage] = np.bincount(client[mine], lasts[mine], minlength=len(ids))
-    share /= end if end > 0 else 1.0
-    ranking = np.argsort(-share.sum(axis=0), kind="stable")
-    return ids[ranking], share[:, ranking]
+        seconds[stage] = np.bincount(client[mine], lasts[mine], minlength=len(ids))
+    return ids, seconds
 
 
 def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:

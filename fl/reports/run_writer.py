@@ -117,6 +117,8 @@ class RunWriter:
         ConfigError: the configuration holds something that JSON cannot.
     """
 
+    lasting = ("_history",)
+
     def __init__(
         self,
         directory: Path | str | None,
@@ -208,6 +210,17 @@ class RunWriter:
             else:
                 self._writable[what] = True
         return self._writable[what]
+
+    def went_on(self, known: int) -> None:
+        """Notes that the rows have become those of a run that goes on.
+
+        Args:
+            known: of them, those that were recorded already.
+        """
+        if self._log is not None:
+            self._log = self._new_log(self._log.path.parent)
+        for row in self.history[known:]:
+            self._told.evaluation(row)
 
     def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
         """Records what each client has; arguments as of `ClientRows.add`."""

@@ -182,6 +182,7 @@ class EvaluationSchedule:
             metrics nobody waits for; None evaluates all at once.
     """
 
+    lasting = ("_last", "_evaluated", "_asked", "_due_s")
     recorded = True  # the recorder need not listen: it is told
 
     def __init__(
@@ -199,7 +200,7 @@ class EvaluationSchedule:
         personal: PersonalEvaluation | None = None,
         beside: Beside | None = None,
     ) -> None:
-        self._evaluate = evaluate
+        self.evaluate = evaluate
         self._beside = beside
         self._average = average
         self._complete = complete
@@ -243,7 +244,7 @@ class EvaluationSchedule:
             evaluated = self._complete(arrays)
             if not self._recorder.answered:
                 self._beside.begin(server_round, evaluated)
-            later = partial(self._evaluate, server_round, evaluated)
+            later = partial(self.evaluate, server_round, evaluated)
             self._recorder.evaluation(server_round, later, evaluated)
             return None
         metrics, evaluated = self._metrics(server_round, arrays)
@@ -258,14 +259,14 @@ class EvaluationSchedule:
     def _metrics(self, server_round: int, arrays: ArrayRecord) -> tuple[MetricRecord, ArrayRecord]:
         """Returns the metrics, and the model that they are of."""
         evaluated = self._complete(arrays)
-        latest = self._evaluate(server_round, evaluated)
+        latest = self.evaluate(server_round, evaluated)
         if self._average is None:
             return latest, evaluated
         mean = self._average.mean(arrays)
         metrics = latest
         if mean is not arrays:
             evaluated = self._complete(mean)
-            metrics = self._evaluate(server_round, evaluated)
+            metrics = self.evaluate(server_round, evaluated)
         of_latest = {f"latest_{name}": x for name, x in latest.items()}
         return MetricRecord({**metrics, **of_latest}), evaluated
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -32,6 +32,10 @@ from fl.runs.journal import Recovery
 from fl.simulation.grid import SimGrid
 from fl.simulation.rounds import RoundCounter, round_of
 from fl.strategies import ClusterModels
+
+if TYPE_CHECKING:
+    from fl.flower.grid_view import Snapshots
+    from fl.runs.evaluation import EvaluationSchedule
 
 
 class AppliedUpdates:
@@ -80,13 +84,13 @@ class _Row:
     Attributes:
         costs: its first columns.
         values: of the others.
-        applied: updates since the row before.
+        ages: of updates since the row before, see `AppliedUpdates`.
         measured: by the strategy since then.
     """
 
     costs: Mapping[str, float]
     values: dict[str, Number]
-    applied: AppliedUpdates
+    ages: Mapping[str, Mapping[int, int]]
     measured: Mapping[str, float]
 
 
@@ -105,6 +109,11 @@ class Recorder:
         save_models: which models to keep: "final", "best" by the writer's target, or both.
     """
 
+    lasting = (
+        *("writer", "_best", "_columns", "_pending_costs", "_open", "_rounds"),
+        *("_unchanged", "_stayed", "_not_taken"),
+    )
+
     def __init__(
         self,
         writer: RunWriter,
@@ -115,6 +124,9 @@ class Recorder:
         self.writer = writer
         self._save_models = save_models
         self._best: tuple[float, ArrayRecord] | None = None
+        # A row whose metrics come later, of which model, and what returns them.
+        self._open: tuple[_Row, int, ArrayRecord | None] | None = None
+        self._later: Callable[[], Mapping[str, Any]] = dict
         self.final_arrays: ArrayRecord | None = None
         self.averaged_arrays: ArrayRecord | None = None  # what the last evaluation is of, if it is
         self._progress = progress
@@ -126,7 +138,6 @@ class Recorder:
         self._means: dict[Source, Means] = {}
         self._pending: dict[str, Number] = {}
         self._pending_costs: dict[str, float] = {}
-        self._open: tuple[_Row, Callable[[], Mapping[str, Any]], ArrayRecord | None] | None = None
         self._rounds = RoundCounter()
         self._reports_itself = False  # the strategy that runs says which replies it uses
         self._status = Status()
@@ -298,7 +309,7 @@ class Recorder:
         if self._unchanged:
             self._pending["unchanged_rounds"] = self._unchanged
         if later is not None:
-            self._open = self._taken(), later, arrays
+            self._open, self._later = (self._taken(), server_round, arrays), later
             return
         self._pending.update(row)
         self._flush()
@@ -308,8 +319,8 @@ class Recorder:
         """Writes the row whose metrics were still to come, if there is one."""
         if self._open is None:
             return
-        (row, metrics, arrays), self._open = self._open, None
-        row.values.update(self._columns.row("server", metrics()))
+        (row, _, arrays), self._open = self._open, None
+        row.values.update(self._columns.row("server", self._later()))
         self._write(row)
         self._compare(arrays)
 
@@ -422,6 +433,33 @@ class Recorder:
             return result
 
         return observed
+
+    # ---- between rounds --------------------------------------------------------------------------
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing has been reported since the last row."""
+        since = (self._reports, self._means, self._pending, self._measured, self._applied.ages)
+        return not any(since)
+
+    def snapshots(self, grid: SimGrid, schedule: EvaluationSchedule) -> Snapshots | None:
+        """Returns who keeps what there is between rounds; None if nobody does."""
+        if self._recovery is None:
+            return None
+        return self._recovery.snapshots(grid, self, schedule)
+
+    def go_on(self, evaluate: PureEvaluateFn, known: int) -> None:
+        """Notes that what lasts has become that of a run that goes on.
+
+        Args:
+            evaluate: returns the metrics of the row that is still to be written.
+            known: rows that had been written here.
+        """
+        if self._open is not None:
+            _, server_round, arrays = self._open
+            assert arrays is not None
+            self._later = partial(evaluate, server_round, arrays)
+        self.writer.went_on(known)
 
     # ---- how it ends -------------------------------------------------------------------------
 
@@ -549,13 +587,13 @@ class Recorder:
 
     def _taken(self) -> _Row:
         """Returns what the next row has, which the one after it does not."""
-        row = _Row(self._pending_costs, self._pending, self._applied, self._measured)
+        row = _Row(self._pending_costs, self._pending, self._applied.ages, self._measured)
         self._pending, self._applied, self._measured = {}, AppliedUpdates(), {}
         return row
 
     def _write(self, row: _Row) -> None:
         row.values.update(self._columns.row("server", row.measured))
-        self.writer.evaluation({**row.costs, **row.values}, row.applied.ages)
+        self.writer.evaluation({**row.costs, **row.values}, row.ages)
         self._status.round = int(row.costs["round"])
         self._status.metrics = _shown(self.writer.history[-1], self.writer.target)
         self.on_progress()

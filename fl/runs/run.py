@@ -168,6 +168,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     limited = isinstance(grid, SimGrid) and grid.fleet.job is None
     if limited and config.time_limit_s is not None:
         grid.end_at(config.time_limit_s)
+    if isinstance(grid, SimGrid) and average is None and personal.every is None:
+        grid.snapshots = recorder.snapshots(grid, schedule)
     try:
         result = experiment.strategy.start(
             grid=grid,
@@ -350,8 +352,8 @@ def _run_own(
         **_common(config, directory, callbacks, learns=experiment.app.learns),
     )
     if byzantine:
-        asked = run.trace.client[run.trace.kind == Event.DISPATCH]
-        if byzantine.isdisjoint(asked.tolist()):
+        sent = (rows["client"][rows["kind"] == Event.DISPATCH] for rows in run.trace.parts())
+        if all(byzantine.isdisjoint(clients.tolist()) for clients in sent):
             log.warning(
                 "attack is set, and nothing was attacked: none of the %d Byzantine clients was "
                 "asked to train; choose a fleet whose clients are there, as fleet=cross_silo, or "

@@ -34,6 +34,8 @@ class Ahead:
         without_draws: entered when the executor is asked for something.
     """
 
+    lasting = ("_states",)
+
     def __init__(
         self,
         executor: Executor,
@@ -50,6 +52,11 @@ class Ahead:
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
         self._waiting: dict[Dispatch, None] = {}  # may be answered, not submitted yet; in order
         self._open: dict[int, list[Dispatch]] = {}  # those whose work is not done, by client
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is to be answered."""
+        return not (self._waiting or self._open)
 
     # ---- whose turn it is ------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class Attendance:
         seen: what the ServerApp's thread was told last; None before it has asked.
     """
 
+    lasting = ("_since", "_last", "_total", "_same")
+
     def __init__(
         self, fleet: Fleet, now: Callable[[], float], charges: Charges | None = None
     ) -> None:

@@ -33,6 +33,8 @@ class ClientErrors:
         fail_fast: raise at the first.
     """
 
+    lasting = ("_kinds", "_others")
+
     def __init__(self, *, fail_fast: bool = False) -> None:
         self._fail_fast = fail_fast
         self._kinds: dict[str, _Kind] = {}

@@ -86,6 +86,8 @@ class SimCohorts:
         on_used: called with the updates of a cohort that were used.
     """
 
+    lasting = ("needs_events",)
+
     def __init__(
         self,
         fleet: Fleet,

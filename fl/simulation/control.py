@@ -39,6 +39,8 @@ class RecordedControl(Control):
             replies counts them here.
     """
 
+    lasting = ("answers", "_told")
+
     def __init__(
         self,
         trace: Trace,

@@ -21,7 +21,7 @@ from fl.execution.contract import Payload, Request
 from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH, answering
-from fl.flower.grid_view import Peers
+from fl.flower.grid_view import Peers, Snapshots
 from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity
 from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
@@ -102,9 +102,15 @@ class SimGrid(Grid):
         numbered: True, which `GridView` finds: a node id says which client it is.
         cohorts: runs cohorts as arrays, which `GridView` finds.
         arrived: ids of messages whose reply is there, which `GridView` finds.
+        snapshots: keeps what there is between rounds, which `GridView` finds; None keeps nothing.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
     """
+
+    lasting = (
+        *("train_messages", "_app_waits", "engine", "control", "cohorts", "client_errors"),
+        *("trace", "_attendance", "_mailbox", "_host", "_ahead"),
+    )
 
     def __init__(
         self,
@@ -160,6 +166,7 @@ class SimGrid(Grid):
         if self.runtime is not None and self.runtime.relayed:
             self.peers = RelayedPeers(self, len(fleet))
         self.numbered = True
+        self.snapshots: Snapshots | None = None
         self.client_errors = ClientErrors() if errors is None else errors
         self.train_messages = 0
         self._planner = planner
@@ -325,6 +332,27 @@ class SimGrid(Grid):
     def _take(self, names: Set[str]) -> list[Message]:
         self._taken = self._mailbox.take(names)
         return [self._host.read(dispatch) for dispatch in self._taken]
+
+    # ---- between messages ------------------------------------------------------------------------
+
+    @property
+    def never_rests(self) -> str:
+        """Why `lasting` is never all that there is to know of the grid; "" if it can be."""
+        for has, what in (
+            (self.runtime is not None, "nodes have a runtime"),
+            (self.summation is not None, "there is a hierarchy"),
+            (self.fleet.network is not None, "there is a network"),
+            (self.fleet.job is not None, "clients are one job"),
+            (self.engine.charges is not None, "clients have batteries"),
+        ):
+            if has:
+                return what
+        return ""
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way, so that `lasting` is all that there is to know."""
+        return self.engine.at_rest and self._mailbox.at_rest and self._ahead.at_rest
 
     # ---- sending -------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ class SimHost:
             client and a group id that is a number, only one.
     """
 
+    lasting = ("client_updates", "_groups")
+
     def __init__(
         self,
         engine: Engine,

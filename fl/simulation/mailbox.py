@@ -43,6 +43,8 @@ class Mailbox:
         arrived: whose reply is there, in order of arrival.
     """
 
+    lasting = ("dispatches", "_posted")
+
     def __init__(self, num_clients: int, epoch: int, waits: Callable[[Dispatch], bool]) -> None:
         self.dispatches: dict[int, int] = {}
         self.in_flight: dict[str, Dispatch] = {}
@@ -123,6 +125,11 @@ class Mailbox:
             self._expiries = [entry for entry in self._expiries if self._can_expire(entry[2])]
             heapq.heapify(self._expiries)
         heapq.heappush(self._expiries, (dispatch.expiry, self._posted, name))
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no reply can come."""
+        return not (self.in_flight or self.arrived or self._abandoned)
 
     # ---- replies ---------------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ class RoundCounter:
         number: of the round that goes on; 0 before the first.
     """
 
+    lasting = ("number", "_leader", "_named", "_size", "_answers", "_unanswered")
+
     def __init__(self) -> None:
         self.number = 0
         self._leader: str | None = None

@@ -7,11 +7,11 @@ from fl.errors import ConfigError
 from fl.reports import plots
 from fl.reports.client_rows import ClientRow
 from fl.reports.runs import Run
-from fl.reports.spans import spans
 from fl.reports.target import Target
 from fl.simulation.kernel.trace import Event, Trace
 
 PNG = b"\x89PNG\r\n\x1a\n"
+EDGES = np.linspace(0.0, 12.0, 201)  # of bins over the whole `trace`, s
 
 
 def lines(axes):
@@ -72,7 +72,7 @@ def test_a_diverged_metric_leaves_a_gap(tmp_path, row):
 
 
 def test_shares_of_time_count_overlapping_stages_once(trace):
-    ids, share = plots._shares(spans(trace), 12.0)
+    _, ids, share = plots._activity(trace, EDGES)
     # client 1 downloads 0-2 and 6-7, computes 2-5 and 7-10, uploads 10-12 where not computing.
     # client 0 downloads 0-1 and 4-5, computes 1-3, uploads 3-4.
     assert ids.tolist() == [1, 0]
@@ -80,11 +80,11 @@ def test_shares_of_time_count_overlapping_stages_once(trace):
 
 
 def test_mean_numbers_of_active_tasks_integrate_to_the_time_spent(trace):
-    edges, counts = plots._mean_active(spans(trace), 12.0)
-    total = (counts * np.diff(edges)).sum(axis=1)
+    counts, _, _ = plots._activity(trace, EDGES)
+    total = (counts * np.diff(EDGES)).sum(axis=1)
     # download 1 + 1 + 2 + 1 + 1.5; compute 2 + 3 + 2 + 1; upload 1 + 3 + 2
     np.testing.assert_allclose(total, [6.5, 8.0, 6.0, 0.0])
-    middle = (edges[:-1] + edges[1:]) / 2
+    middle = (EDGES[:-1] + EDGES[1:]) / 2
     np.testing.assert_allclose(counts[2, (middle > 10.1) & (middle < 11.9)], 2.0)
     assert counts[:, (middle > 5.1) & (middle < 5.9)].max() == 0.0
 

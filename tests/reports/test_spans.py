@@ -5,7 +5,7 @@ from fl.simulation.kernel.trace import Event, Trace
 
 
 def test_stages_end_with_their_end_event_or_with_the_fault(trace):
-    found = spans(trace)
+    (found,) = spans(trace)
     rows = zip(
         found.client.tolist(),
         found.dispatch.tolist(),
@@ -47,8 +47,8 @@ def test_each_fault_that_ends_a_task_ends_its_stage(fault):
     trace.record(0.0, Event.DOWNLOAD_START, 0, 0)
     trace.record(2.0, fault, 0, 0)
     trace.record(9.0, Event.TIMEOUT)
-    assert spans(trace).end.tolist() == [2.0]
-    assert spans(trace).finished.tolist() == [False]
+    assert next(spans(trace)).end.tolist() == [2.0]
+    assert next(spans(trace)).finished.tolist() == [False]
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_what_does_not_stop_the_work_does_not_end_the_stage(event):
     trace.record(0.0, Event.COMPUTE_START, 0, 0)
     trace.record(1.0, event, 0, 0)
     trace.record(2.0, Event.COMPUTE_END, 0, 0)
-    assert spans(trace).end.tolist() == [2.0]
-    assert spans(trace).finished.tolist() == [True]
+    assert next(spans(trace)).end.tolist() == [2.0]
+    assert next(spans(trace)).finished.tolist() == [True]
 
 
 def test_a_departure_between_stages_ends_none():
@@ -72,8 +72,36 @@ def test_a_departure_between_stages_ends_none():
         (5, "DEPARTURE"),
     ]:
         trace.record(float(time), Event[kind], 3, 0)
-    assert spans(trace).end.tolist() == [1.0]
+    assert next(spans(trace)).end.tolist() == [1.0]
 
 
 def test_an_empty_trace_has_none():
-    assert len(spans(Trace())) == 0
+    assert len(next(spans(Trace()))) == 0
+
+
+def test_windows_of_a_few_events_have_the_same_work_as_the_whole(trace):
+    trace.record(12.0, Event.ALL_REDUCE, 0, -1, value=9.0)  # from 3, beyond several windows
+
+    def worked(found):
+        """Returns what each client is at in each quarter of a second, sorted."""
+        ticks = [
+            (client, stage, quarter)
+            for client, stage, start, end in zip(
+                found.client.tolist(),
+                found.stage.tolist(),
+                found.start.tolist(),
+                found.end.tolist(),
+                strict=True,
+            )
+            for quarter in range(round(4 * start), round(4 * end))
+        ]
+        return sorted(ticks)
+
+    whole = worked(next(spans(trace)))
+    for most in (1, 2, 3, 5, 8):
+        windows = list(spans(trace, most))
+        assert len(windows) > 2
+        assert sorted(tick for window in windows for tick in worked(window)) == whole
+        ends = [float(max(window.end, default=0.0)) for window in windows]
+        begins = [float(min(window.start, default=12.0)) for window in windows]
+        assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False))

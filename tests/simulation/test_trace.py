@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def recorded(trace: Trace, count: int, begin: int = 0, terms: tuple[float, ...] 
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets few rows stay in memory, and few be looked at together."""
     monkeypatch.setattr("fl.simulation.kernel.trace._MOST_BYTES", 10 * 41)
-    monkeypatch.setattr("fl.simulation.kernel.trace._MOST_ROWS", 7)
+    monkeypatch.setattr("fl.simulation.kernel.trace.MOST_ROWS", 7)
 
 
 @pytest.mark.parametrize("count", [0, 9, 10, 34, 40])
@@ -99,6 +101,8 @@ def test_a_trace_on_a_disk_is_that_in_memory(count: int, tmp_path: Path) -> None
             for name in ("time", "kind", "client", "dispatch", "bytes", "value"):
                 np.testing.assert_array_equal(getattr(disk, name), getattr(memory, name))
             assert disk.table().equals(memory.table())
+            assert disk.counts == Counter(memory.kinds)
+            assert disk.end == (memory.time[-1] if len(memory) else 0.0)
             assert disk.faults() == memory.faults()
     assert list(tmp_path.iterdir()) == []  # no name that a killed process would leave
 
@@ -125,3 +129,33 @@ def test_a_trace_whose_disk_is_full_stays_in_memory_and_is_whole(
     recorded(trace, 40, 15)
     assert trace.sha256() == recorded(Trace(), 40).sha256()
     assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_a_lost_message_is_remembered_only_while_it_may_expire():
+    trace = traced(
+        (Event.DROPOUT, 0, 0, 0.0),
+        (Event.NODE_UNAVAILABLE, 0, 0, 0.0),  # the server has an answer
+        (Event.UPLOAD_LOST, 1, 0, 0.0),
+        (Event.EXPIRED, 1, 0, 0.0),  # of that loss
+        (Event.UPLOAD_LOST, 1, 1, 0.0),
+    )
+    assert len(trace._lost) == 1
+    trace.record(9.0, Event.EXPIRED, 0, 0)  # not of a loss any more: one that came later
+    assert trace.num_faults == sum(trace.faults().values()) == 4
+
+
+def test_events_of_a_file_with_a_name_go_on_where_they_were_kept(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    first, whole = Trace(), recorded(Trace(), 50)
+    first.keep_in(path)
+    kept = recorded(first, 20).kept()
+    recorded(first, 35, 20)  # lost with the process, as far as they are in the file
+    first.kept()
+    again = Trace()
+    again.keep_in(path)
+    recorded(again, 3)  # of a beginning that is repeated
+    again.go_on(*kept)
+    assert kept[0] == len(again) == 20
+    recorded(again, 50, 20)
+    assert again.sha256() == whole.sha256()
+    assert again.kept() == (50, zlib.crc32(path.read_bytes()))

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from fl.flower.arrays import RowArray
 from fl.flower.content import Content, content_of
@@ -39,7 +40,7 @@ def encode(facts: Mapping[str, Any], records: Mapping[str, RecordDict | None]) -
     Raises:
         TypeError, ValueError: something is not what Flower's records hold.
     """
-    blobs = _Blobs()
+    blobs = Blobs()
     described = {
         name: None if content is None else blobs.describe(content)
         for name, content in records.items()
@@ -57,9 +58,9 @@ def decode(data: Buffer) -> tuple[dict[str, Any], dict[str, RecordDict | None]]:
     try:
         begin = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
         facts, described, lengths = json.loads(bytes(data[_LENGTH:begin]))
-        views = _cut(memoryview(data)[begin:], lengths)
+        views = cut(memoryview(data)[begin:], lengths)
         return facts, {
-            name: None if content is None else _content(content, views)
+            name: None if content is None else content_in(content, views)
             for name, content in described.items()
         }
     except (TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -74,7 +75,7 @@ def checksum(parts: Sequence[Buffer]) -> int:
     return crc
 
 
-class _Blobs:
+class Blobs:
     """The bytes behind a description; what occurs twice is kept once."""
 
     def __init__(self) -> None:
@@ -84,10 +85,12 @@ class _Blobs:
         self._objects: list[object] = []  # alive, so that an id stays theirs
 
     def describe(self, content: RecordDict) -> list[Any]:
-        records = {key: self._record(record) for key, record in content.items()}
+        """Describes a message's content, or a client's state."""
+        records = {key: self.record(record) for key, record in content.items()}
         return [isinstance(content, Content), records]
 
-    def _record(self, record: object) -> list[Any]:
+    def record(self, record: object) -> list[Any]:
+        """Describes a record."""
         if isinstance(record, ArrayRecord):
             arrays = {name: self._array(array) for name, array in record.items()}
             return [_ROWS if isinstance(record, RowRecord) else _ARRAYS, arrays]
@@ -95,6 +98,10 @@ class _Blobs:
             kind = _METRICS if isinstance(record, MetricRecord) else _CONFIG
             return [kind, {key: self._value(value) for key, value in record.items()}]
         raise TypeError(f"{type(record).__name__} is no record of Flower")
+
+    def numbers(self, array: NDArray[Any]) -> int:
+        """Returns the number of an array's bytes, in C order."""
+        return self._number(array, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     def _array(self, array: Array) -> list[Any]:
         if isinstance(array, RowArray) and array.is_untouched() and array.row is not None:
@@ -110,7 +117,7 @@ class _Blobs:
             return [self._value(item) for item in value]
         return value
 
-    def _number(self, thing: object, buffer: bytes | Row) -> int:
+    def _number(self, thing: object, buffer: bytes | NDArray[Any]) -> int:
         number = self._numbers.get(id(thing))
         if number is None:
             number = self._numbers[id(thing)] = len(self.buffers)
@@ -123,7 +130,7 @@ class _Blobs:
         return number
 
 
-class _Views:
+class Views:
     """The bytes behind a description, on reading; rows are made once."""
 
     def __init__(self, views: list[memoryview]) -> None:
@@ -131,9 +138,11 @@ class _Views:
         self._rows: dict[int, Row] = {}
 
     def bytes(self, number: int) -> bytes:
+        """Returns the bytes of something."""
         return bytes(self._views[number])
 
     def row(self, number: int) -> Row:
+        """Returns a row of float32, shape (d,), read-only."""
         if number not in self._rows:
             # A copy: a view of the record would begin at any address.
             row = np.frombuffer(self._views[number], dtype=np.float32).copy()
@@ -142,25 +151,34 @@ class _Views:
         return self._rows[number]
 
 
-def _cut(data: memoryview, lengths: list[int]) -> _Views:
-    if any(length < 0 for length in lengths) or sum(lengths) != len(data):
+def cut(data: memoryview, lengths: list[int]) -> Views:
+    """Returns the bytes behind a description, of these lengths, one after the other.
+
+    Raises:
+        ValueError: they are longer or shorter.
+    """
+    if any(type(length) is not int or length < 0 for length in lengths) or sum(lengths) != len(
+        data
+    ):
         raise ValueError("not a record of a journal: its arrays are not as long as it says")
     views, begin = [], 0
     for length in lengths:
         views.append(data[begin : begin + length])
         begin += length
-    return _Views(views)
+    return Views(views)
 
 
-def _content(described: list[Any], views: _Views) -> RecordDict:
+def content_in(described: list[Any], views: Views) -> RecordDict:
+    """Returns a message's content, or a client's state, that `Blobs` has described."""
     own, records = described
-    items = {key: _record(kind, values, views) for key, (kind, values) in records.items()}
+    items = {key: record_in(kind, values, views) for key, (kind, values) in records.items()}
     return content_of(items) if own else trusted_record(RecordDict, items)
 
 
-def _record(
-    kind: str, values: dict[str, Any], views: _Views
+def record_in(
+    kind: str, values: dict[str, Any], views: Views
 ) -> ArrayRecord | MetricRecord | ConfigRecord:
+    """Returns a record that `Blobs` has described."""
     if kind in (_ARRAYS, _ROWS):
         items = {name: _array(array, views) for name, array in values.items()}
         return trusted_record(RowRecord if kind == _ROWS else ArrayRecord, items)
@@ -169,7 +187,7 @@ def _record(
     return MetricRecord(restored) if kind == _METRICS else ConfigRecord(restored)
 
 
-def _array(described: list[Any], views: _Views) -> Array:
+def _array(described: list[Any], views: Views) -> Array:
     if len(described) == 4:
         number, dtype, shape, stype = described
         return Array(dtype, tuple(shape), stype, views.bytes(number))
@@ -182,7 +200,7 @@ def _array(described: list[Any], views: _Views) -> Array:
     return RowArray(row, offset, tuple(shape))
 
 
-def _value(value: Any, views: _Views) -> Any:
+def _value(value: Any, views: Views) -> Any:
     if isinstance(value, dict):
         return views.bytes(value["bytes"])
     if isinstance(value, list):

@@ -23,6 +23,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -53,6 +54,27 @@ class NotRepeated(SimulationError):
     """A run asks other questions than the first time: it would be stopped here again."""
 
 
+@dataclass(frozen=True)
+class Position:
+    """A place between two records of a journal.
+
+    Attributes:
+        journal: what tells it from any other.
+        place: of the record before; the head is 0.
+        size: bytes up to its end.
+        answers: before it.
+        wall_s: host seconds that the run had taken.
+        changes: of the code, before it.
+    """
+
+    journal: int
+    place: int
+    size: int
+    answers: int
+    wall_s: float
+    changes: list[dict[str, Any]]
+
+
 Answer = tuple[dict[str, Any], "dict[str, RecordDict | None]"]
 """Facts and records, as `fl.runs.journal.encoding` has them."""
 
@@ -80,7 +102,7 @@ class Journal:
         head: what the file says about the run.
         changes: of the code, each with the number of answers before it, as far as they are known.
         size: bytes of the file up to its last good record.
-        replayed: answers given so far.
+        answers: given or kept so far.
         stopped: why nothing is written any more; None while it is.
 
     Raises:
@@ -99,7 +121,7 @@ class Journal:
         self.path = path
         self.changes: list[dict[str, Any]] = []
         self.stopped: str | None = None
-        self.replayed = 0
+        self.answers = 0
         self._limit = None if limit_gb is None else limit_gb * _GB
         self._sync_s = sync_s
         self._began = time.perf_counter()
@@ -141,16 +163,57 @@ class Journal:
             return None
         answer = self._next(self._reader)
         while answer is not None and answer[0]["asked"] == [_CHANGE]:
-            self.changes.append({"answers": self.replayed, "code": answer[0].get("code")})
+            self.changes.append({"answers": self.answers, "code": answer[0].get("code")})
             answer = self._next(self._reader)
         if answer is None:
             self._go_on(self._reader)
             return None
         facts, records = answer
         self.check(facts["asked"], [kind, *request])
-        self.replayed += 1
+        self.answers += 1
         self._began = time.perf_counter() - facts["wall_s"]
         return facts, records
+
+    @property
+    def position(self) -> Position:
+        """Where the journal is."""
+        changes = list(self.changes)
+        return Position(self._journal, self._last, self.size, self.answers, self.wall_s, changes)
+
+    def skip(self, position: Position) -> None:
+        """Goes on reading at a place that `check_position` has found good."""
+        assert self._reader is not None
+        self._reader.seek(position.size)
+        self._last, self.size, self.answers = position.place, position.size, position.answers
+        self.changes = list(position.changes)
+        self._began = time.perf_counter() - position.wall_s
+
+    def check_position(self, position: Position) -> None:
+        """Checks that a place lies after what has been read, and between two records.
+
+        Raises:
+            ValueError: it does not, or belongs to another journal.
+        """
+        assert self._reader is not None
+        if position.journal != self._journal:
+            raise ValueError("it belongs to another journal")
+        reader, here, place = self._reader, self._reader.tell(), self._last
+        end = os.fstat(reader.fileno()).st_size
+        try:
+            while reader.tell() < position.size:
+                frame = reader.read(_FRAME.size + _PLACE.size)
+                if len(frame) < _FRAME.size + _PLACE.size:
+                    break
+                length = _FRAME.unpack_from(frame)[0]
+                if _PLACE.unpack_from(frame, _FRAME.size) != (self._journal, place + 1):
+                    break
+                reader.seek(length - _PLACE.size, os.SEEK_CUR)
+                place += 1
+            good = (reader.tell(), place) == (position.size, position.place)
+        finally:
+            reader.seek(here)
+        if not (good and position.size <= end):
+            raise ValueError(f"{self.path} has no record that ends where it says")
 
     def check(self, then: list[Any], now: list[Any]) -> None:
         """Checks that a question is the one to which the journal has an answer.
@@ -178,7 +241,7 @@ class Journal:
                 "last model was evaluated out of turn (evaluate_every)"
             )
         raise NotRepeated(
-            f"the run does not repeat itself: answer {self.replayed + 1} of {self.path} is to "
+            f"the run does not repeat itself: answer {self.answers + 1} of {self.path} is to "
             f"{then}, but now {now} was asked. {why}; the run cannot be resumed"
         )
 
@@ -208,6 +271,7 @@ class Journal:
             self._stop(f"an answer to {kind} {request} cannot be kept: {error}")
             return
         self._append([_PLACE.pack(self._journal, self._last + 1), *parts])
+        self.answers += kind != _CHANGE
 
     def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
         """Returns what `compute` returns, a plain value; on replay, what it returned then."""
@@ -217,6 +281,19 @@ class Journal:
         value = compute()
         self.note(kind, request, {"value": value})
         return value
+
+    def has_room(self, size: int) -> bool:
+        """Returns whether there may be so many bytes more."""
+        return self._limit is None or self.size + size <= self._limit
+
+    def sync(self) -> None:
+        """Writes everything to the disk.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        os.fsync(self._descriptor)
+        self._synced = time.monotonic()
 
     def close(self) -> None:
         """Writes everything to the disk and closes the file; a second time does nothing."""
@@ -237,7 +314,7 @@ class Journal:
         from fl.runs.journal.encoding import decode
 
         try:
-            record = _read_frame(reader)
+            record = _read_record(reader)
             if record is None:
                 return None
             journal, place, data = record
@@ -271,25 +348,25 @@ class Journal:
             os.ftruncate(self._descriptor, self.size)
         latest = self.changes[-1]["code"] if self.changes else self.head.get("code")
         if self._code not in (None, latest):
-            self.changes.append({"answers": self.replayed, "code": self._code})
+            self.changes.append({"answers": self.answers, "code": self._code})
             self.note(_CHANGE, [], {"code": self._code})
-        log.info("resumed after %d answers of %s; training goes on", self.replayed, self.path)
+        log.info("resumed after %d answers of %s; training goes on", self.answers, self.path)
 
     # ---- writing -----------------------------------------------------------------------------
 
     def _append(self, record: list[Buffer]) -> None:
-        parts = _framed(record)
+        parts = framed(record)
         length = sum(len(part) for part in parts)
-        if self._limit is not None and self.size + length > self._limit:
-            self._stop(f"it would be larger than checkpoint.limit_gb={self._limit / _GB:g}")
+        if not self.has_room(length):
+            most_gb = (self._limit or 0) / _GB
+            self._stop(f"it would be larger than checkpoint.limit_gb={most_gb:g}")
             return
         try:
             _write(self._descriptor, self.size, parts)
             self.size += length
             self._last += 1
             if time.monotonic() >= self._synced + self._sync_s:
-                os.fsync(self._descriptor)
-                self._synced = time.monotonic()
+                self.sync()
         except OSError as error:
             self._stop(_reason(error))
 
@@ -333,7 +410,7 @@ def longer(path: Path, new: Path, changes: Mapping[str, Any]) -> None:
         try:
             with replacing(new) as temporary, temporary.open("wb") as file:
                 text = json.dumps({**head, **changes}).encode()
-                file.write(b"".join([_MAGIC, *_framed([place, text])]))
+                file.write(b"".join([_MAGIC, *framed([place, text])]))
                 shutil.copyfileobj(reader, file, 2**20)
         except OSError as error:
             raise ConfigError(f"{new} cannot be written: {_reason(error)}") from error
@@ -377,7 +454,7 @@ def _create(path: Path, head: Mapping[str, Any]) -> tuple[int, int]:
     """
     journal = int.from_bytes(os.urandom(8))
     place = _PLACE.pack(journal, 0)
-    data = b"".join([_MAGIC, *_framed([place, json.dumps(head).encode()])])
+    data = b"".join([_MAGIC, *framed([place, json.dumps(head).encode()])])
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
@@ -394,7 +471,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], int, IO[bytes]]:
     try:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("it is no journal, or one of another version of fl")
-        record = _read_frame(file)
+        record = _read_record(file)
         if record is None:
             raise ValueError("its beginning is incomplete")
         journal, place, data = record
@@ -407,11 +484,26 @@ def _opened(path: Path) -> tuple[dict[str, Any], int, IO[bytes]]:
     return head, journal, file
 
 
-def _read_frame(file: IO[bytes]) -> tuple[int, int, memoryview] | None:
+def _read_record(file: IO[bytes]) -> tuple[int, int, memoryview] | None:
     """Returns the next record, None at the end of the file.
 
     Returns:
         The journal it belongs to, its place there, and its bytes.
+
+    Raises:
+        ValueError: what follows is damaged or incomplete.
+    """
+    data = read_frame(file)
+    if data is None:
+        return None
+    if len(data) < _PLACE.size:
+        raise ValueError("a record is damaged")
+    journal, place = _PLACE.unpack_from(data)
+    return journal, place, data[_PLACE.size :]
+
+
+def read_frame(file: IO[bytes]) -> memoryview | None:
+    """Returns the bytes that `framed` was given; None at the end of the file.
 
     Raises:
         ValueError: what follows is damaged or incomplete.
@@ -425,13 +517,13 @@ def _read_frame(file: IO[bytes]) -> tuple[int, int, memoryview] | None:
     if length > os.fstat(file.fileno()).st_size - file.tell():  # before memory is asked for
         raise ValueError("a record is incomplete")
     data = memoryview(file.read(length))
-    if not _PLACE.size <= len(data) == length or zlib.crc32(data) != crc:
+    if len(data) < length or zlib.crc32(data) != crc:
         raise ValueError("a record is damaged")
-    journal, place = _PLACE.unpack_from(data)
-    return journal, place, data[_PLACE.size :]
+    return data
 
 
-def _framed(parts: list[Buffer]) -> list[Buffer]:
+def framed(parts: list[Buffer]) -> list[Buffer]:
+    """Returns parts as one record: with their length and CRC-32 before them."""
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)

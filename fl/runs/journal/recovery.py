@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
@@ -25,6 +25,12 @@ from fl.runs.journal.command import COMMAND, resume_command
 from fl.runs.journal.encoding import checksum, encode
 from fl.runs.journal.journal import EXTENDS, FILE, LENGTHS, Journal, NotRepeated, check_replaceable
 from fl.runs.journal.replay import Journaled
+from fl.runs.journal.snapshots import RunSnapshots, Snapshot, read_snapshot, remove_snapshot
+
+if TYPE_CHECKING:
+    from fl.runs.evaluation import EvaluationSchedule
+    from fl.runs.recorder import Recorder
+    from fl.simulation.grid import SimGrid
 
 log = logging.getLogger("fl")
 
@@ -67,6 +73,8 @@ class Recovery:
             remembers. What comes after is not kept; None sets no limit.
         sync_s: host seconds between two orders to write everything to the disk, against power cuts.
         trust: keep a journal also where a ServerApp that is not ours uses what does not repeat.
+        snapshot_s: least host seconds between two snapshots, which spare a run that goes on the
+            repetition of what was before the last one; None takes none.
         keep: keep it when the run has completed, for `fl resume DIR num_rounds=...`.
         start: how the run was started.
 
@@ -81,12 +89,18 @@ class Recovery:
         trust: bool = False,
         keep: bool = False,
         start: RunStart | None = None,
+        snapshot_s: float | None = 10.0,
     ) -> None:
-        for name, value in (("limit_gb", limit_gb), ("sync_s", sync_s)):
+        for name, value in (
+            ("limit_gb", limit_gb),
+            ("sync_s", sync_s),
+            ("snapshot_s", snapshot_s),
+        ):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be positive and finite")
         self.limit_gb = limit_gb
         self.sync_s = sync_s
+        self.snapshot_s = snapshot_s
         boolean("keep", keep)
         self.trust = trust
         self.keep = keep
@@ -94,6 +108,8 @@ class Recovery:
         self._keeps = True
         self._stopped = False
         self._journal: Journal | None = None
+        self._journaled: Journaled | None = None
+        self._snapshot: Snapshot | None = None  # to go on from
 
     @classmethod
     def none(cls, start: RunStart | None = None) -> Recovery:
@@ -156,6 +172,7 @@ class Recovery:
             if completed:
                 for name in (COMMAND,) if self.keep else (FILE, COMMAND):
                     (claim.folder / name).unlink(missing_ok=True)
+                remove_snapshot(claim.folder)
             claim.release(remove=completed)
 
     def _tell_how_to_go_on(self, directory: Path, error: BaseException) -> None:
@@ -185,6 +202,7 @@ class Recovery:
             obstacle = "it was started with checkpoint=off"
         if not start.resume:
             check_replaceable(path)
+            remove_snapshot(path.parent)
         if obstacle is not None and not start.resume:
             # A head alone: whoever wants to resume the run is told why it cannot be.
             Journal(path, {**head, "obstacle": obstacle}).close()
@@ -215,6 +233,9 @@ class Recovery:
             if not self._start.changed_code:
                 remedy = "; with --changed-code, the code as it is now answers what is left"
                 _check_unchanged(directory, journal.head["code"], code, remedy)
+                self._snapshot = read_snapshot(path.parent, journal)
+            else:  # what lasts may be something else now
+                remove_snapshot(path.parent)
         except BaseException:
             journal.close()
             raise
@@ -256,7 +277,25 @@ class Recovery:
         """Returns an executor whose results are kept; see `Journaled` for `keeps_errors`."""
         if self._journal is None:
             return executor
-        return Journaled(executor, self._journal, keeps_errors=keeps_errors)
+        self._journaled = Journaled(executor, self._journal, keeps_errors=keeps_errors)
+        return self._journaled
+
+    def snapshots(
+        self, grid: SimGrid, recorder: Recorder, schedule: EvaluationSchedule
+    ) -> RunSnapshots | None:
+        """Returns who keeps what there is of a run between rounds; None if nobody does."""
+        if self._journal is None or self._journaled is None or self.snapshot_s is None:
+            return None
+        return RunSnapshots(
+            self._journal.path.parent,
+            self._journal,
+            self._journaled,
+            grid,
+            recorder,
+            schedule,
+            every_s=self.snapshot_s,
+            found=self._snapshot,
+        )
 
     def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
         """Returns what `compute` returns, a plain value that a resumed run finds again.

@@ -84,6 +84,11 @@ class Journaled(Executor):
         # Of the journal's, likewise, by client and dispatch: what was asked, and the result.
         self._recalled: dict[tuple[int, int], tuple[list[Any], Result]] = {}
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is open, and no result is known that nobody has asked for."""
+        return not (self._waves or self._came or self._recalled)
+
     def start(self, app: AppSource, run: RunInfo) -> None:
         """Starts the executor."""
         self._executor.start(app, run)
@@ -130,7 +135,7 @@ class Journaled(Executor):
                 self._recalled[int(client), int(dispatch)] = other
             except (TypeError, ValueError) as wrong:
                 raise ConfigError(f"the journal holds an answer to nobody: {wrong!r}") from wrong
-        self._journal.replayed += len(others)
+        self._journal.answers += len(others)
         return first
 
     def _note(self, results: Mapping[Request, Result]) -> None:
@@ -145,6 +150,7 @@ class Journaled(Executor):
                 records[f"state {number}"] = result.state
         if answers:
             self._journal.note("result", answers[0][0], {"answers": answers}, records)
+            self._journal.answers += len(answers) - 1
 
     def discard(self, request: Request) -> None:
         """Forgets a submitted request whose result nobody will need."""

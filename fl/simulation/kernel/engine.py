@@ -101,6 +101,7 @@ class Engine:
         presence: who is there when: the fleet's availability, or `charges`.
     """
 
+    lasting = ("bytes_down", "bytes_up", "energy_j", "busy_s", "_flow", "calendar")
     host: Host
 
     def __init__(self, fleet: Fleet, trace: Trace, runtime: Runtime | None = None) -> None:
@@ -124,6 +125,40 @@ class Engine:
         self._looks: set[int] = set()  # clients whose node's next look is scheduled
         self._departures: set[int] = set()  # clients whose next departure is scheduled
         self._returns: set[int] = set()  # clients whose next return is
+
+    # ---- between dispatches ----------------------------------------------------------------------
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no client has anything to do: then `lasting` is all that there is to know."""
+        ports = (self._downlink, self._uplink)
+        return not self._clients and all(math.isinf(port.armed) for port in ports)
+
+    @property
+    def calendar(self) -> tuple[float, list[tuple[float, bool, int]]]:
+        """Now, in s, and who will be looked at because he departs, or not departs but returns.
+
+        Each with the time, in the order of the queue. What else is in the queue while nobody has
+        anything to do is of dispatches that have ended, and has no effect.
+        """
+        watches = {self._depart: True, self._return: False}
+        return self.queue.now, [
+            (time, watches[action], client)
+            for time, _, action, client in self.queue.pending()
+            if action in watches
+        ]
+
+    @calendar.setter
+    def calendar(self, calendar: tuple[float, list[tuple[float, bool, int]]]) -> None:
+        now, watches = calendar
+        self.queue.restart(now)
+        self._departures = {client for _, departs, client in watches if departs}
+        self._returns = {client for _, departs, client in watches if not departs}
+        for time, departs, client in watches:
+            if departs:
+                self.queue.schedule(time, Priority.AVAILABILITY, self._depart, client)
+            else:
+                self.queue.schedule(time, Priority.DISPATCH, self._return, client)
 
     # ---- dispatch and download ---------------------------------------------------------------
 

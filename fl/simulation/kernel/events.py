@@ -35,6 +35,7 @@ _SAMPLED = 16  # one event of so many says where to part them
 
 T = TypeVar("T")
 _Entry = tuple[float, int, int, Callable[[Any], object], Any]
+_ORDER = itemgetter(0, 1, 2)
 
 
 class EventQueue:
@@ -108,6 +109,18 @@ class EventQueue:
         heappush(heap, (time, priority, next(self._sequence), action, argument))
         if len(heap) > self._most:
             self._part_heap()
+
+    def pending(self) -> list[tuple[float, int, Callable[[Any], object], Any]]:
+        """Returns time, priority, action and argument of the events to come, in their order."""
+        near = [(t, p, a, x) for t, p, _, a, x in sorted(self._near + self._heap, key=_ORDER)]
+        far = [e for bucket in self._buckets for e in zip(*[iter(bucket)] * 4, strict=True)]
+        return near + sorted(far, key=itemgetter(0, 1))
+
+    def restart(self, now: float) -> None:
+        """Forgets all events, and goes on at another time, s."""
+        self.now, self._end = now, math.inf
+        for events in (self._near, self._heap, self._bounds, self._buckets):
+            events.clear()
 
     def next_time(self) -> float:
         """Returns the time in s of the next event; infinity if there is none."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fl")
 
 _MOST_BYTES = 2**22  # of rows in memory, where others can be on a disk: 100,000 events
-_MOST_ROWS = 2**17  # that are looked at together
+MOST_ROWS = 2**17
+"""Events that are looked at together."""
 
 
 class Event(IntEnum):
@@ -118,7 +120,8 @@ FAULTS = frozenset(
 )
 """Events counted as faults in the summary."""
 
-_COUNTED = np.array(sorted(FAULTS), np.int8)
+_COUNTED = FAULTS | {Event.NODE_UNAVAILABLE}  # of which a trace keeps count while it grows
+_COUNTED_KINDS = np.array(sorted(_COUNTED), np.int8)
 
 _LOSSES = frozenset(
     {Event.DROPOUT, Event.CRASH, Event.DEPARTURE, Event.DOWNLOAD_LOST, Event.UPLOAD_LOST}
@@ -166,6 +169,8 @@ class Trace:
         num_faults: faults so far, as `faults` counts them.
     """
 
+    lasting = ("num_faults", "_num_lost", "_doubles", "_lost")
+
     def __init__(
         self,
         elapsed: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
@@ -173,8 +178,9 @@ class Trace:
     ) -> None:
         self.num_faults = 0
         self._elapsed = elapsed
-        self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
+        self._num_lost = 0  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
+        self._lost: set[int] = set()  # of them, those that may expire: client 2^32 + dispatch
         self._rows = bytearray()  # packed: one call for an event, where columns take six
         self._terms = bytearray()  # of tasks: what becomes rows, and after how many bytes of them
         self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
@@ -182,6 +188,8 @@ class Trace:
         self._folder = folder
         self._file: BinaryIO | None = None
         self._on_disk = 0  # rows in the file, with their terms; the others count from there
+        self._path: Path | None = None  # of the file, if it has one
+        self._crc = 0  # of the file
 
     def __len__(self) -> int:
         return self._on_disk + len(self._table())
@@ -208,7 +216,7 @@ class Trace:
         self._rows += _pack(time, kind, client, dispatch, size, value)
         if len(self._rows) >= self._most:
             self._to_disk()
-        if kind in FAULTS:
+        if kind in _COUNTED:
             self._count(kind, client, dispatch)
 
     def record_all(self, rows: NDArray[Any]) -> None:
@@ -216,15 +224,21 @@ class Trace:
         self._rows += rows.tobytes()
         if len(self._rows) >= self._most:
             self._to_disk()
-        for row in rows[np.isin(rows["kind"], _COUNTED)]:
+        for row in rows[np.isin(rows["kind"], _COUNTED_KINDS)]:
             self._count(row["kind"].item(), row["client"].item(), row["dispatch"].item())
 
     def _count(self, kind: int, client: int, dispatch: int) -> None:
-        """Counts a fault."""
+        """Counts a fault, and forgets a lost message that cannot expire any more."""
+        message = client << 32 | dispatch
+        if kind == Event.NODE_UNAVAILABLE:  # the server has an answer
+            self._lost.discard(message)
+            return
         self.num_faults += 1
         if kind in _LOSSES:
-            self._lost.add((client, dispatch))
-        elif kind == Event.EXPIRED and (client, dispatch) in self._lost:
+            self._num_lost += 1
+            self._lost.add(message)
+        elif kind == Event.EXPIRED and message in self._lost:
+            self._lost.remove(message)
             self._doubles += 1
             self.num_faults -= 1
 
@@ -280,8 +294,7 @@ class Trace:
         """Appends the rows in memory to the file; where that cannot be, they and others stay."""
         try:
             if self._file is None:
-                file = TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  (the trace's)
-                self._file = cast(BinaryIO, file)
+                self._file = self._new_file()
             rows = self._table().tobytes()
             written = self._file.write(rows)
             if written < len(rows):
@@ -296,11 +309,58 @@ class Trace:
             self._most = math.inf
             return
         self._on_disk += len(rows) // _ROW.size
+        self._crc = zlib.crc32(rows, self._crc)
         self._joined = None
         self._rows.clear()
         self._terms.clear()
 
-    def parts(self, most: int = _MOST_ROWS) -> Iterator[NDArray[Any]]:
+    def _new_file(self) -> BinaryIO:
+        if self._path is None:
+            return cast(BinaryIO, TemporaryFile(dir=self._folder, buffering=0))
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        file = open(os.open(self._path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
+        return cast(BinaryIO, file)
+
+    def keep_in(self, path: Path) -> None:
+        """Has rows kept in a file with a name, from which `go_on` takes them; before the first."""
+        self._path, self._most = path, min(self._most, _MOST_BYTES)
+
+    def kept(self) -> tuple[int, int]:
+        """Writes all rows to the file that has a name.
+
+        Returns:
+            Rows in it, and their CRC-32.
+
+        Raises:
+            OSError: it takes no more.
+        """
+        if self._rows or self._terms or self._file is None:
+            self._to_disk()
+        if self._rows or self._file is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(self._file.fileno())
+        return self._on_disk, self._crc
+
+    def go_on(self, rows: int, crc: int) -> None:
+        """Goes on after the first rows of the file that has a name, and no others.
+
+        Args:
+            rows: as `kept` returned them.
+            crc: likewise.
+        """
+        assert self._path is not None
+        if self._file is not None:
+            self._file.close()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
+        file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+        self._file = cast(BinaryIO, file)
+        self._file.truncate(rows * _ROW.size)
+        self._file.seek(0, os.SEEK_END)
+        self._on_disk, self._crc, self._joined = rows, crc, None
+        self._rows.clear()
+        self._terms.clear()
+
+    def parts(self, most: int = MOST_ROWS) -> Iterator[NDArray[Any]]:
         """Returns the events in parts of at most so many, of type `ROW_TYPE`: times on the clock.
 
         They are copies, as rows are still appended.
@@ -310,17 +370,28 @@ class Trace:
                 rows["time"] = self._elapsed(rows["time"].copy())
             yield rows
 
-    def _parts(self, most: int = _MOST_ROWS, name: str | None = None) -> Iterator[NDArray[Any]]:
+    def _parts(self, most: int = MOST_ROWS, name: str | None = None) -> Iterator[NDArray[Any]]:
         """Returns the rows, or a column, in parts; copies."""
-        stored: list[NDArray[Any]] = []
-        if self._file is not None and self._on_disk:
-            stored.append(np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,)))
+        for first in range(0, self._on_disk, most):
+            rows = self._read(first, min(most, self._on_disk - first))
+            yield rows if name is None else np.array(rows[name])
         if self._rows or self._terms or not self._on_disk:
-            stored.append(self._table())
-        for rows in stored:
-            for start in range(0, max(1, len(rows)), most):
-                part = rows[start : start + most]
+            table = self._table()
+            for start in range(0, max(1, len(table)), most):
+                part = table[start : start + most]
                 yield np.array(part if name is None else part[name])
+
+    def _read(self, first: int, number: int) -> NDArray[Any]:
+        """Returns rows of the file, shape (number,).
+
+        Not by a map of it, whose pages would count as the process's memory.
+        """
+        assert self._file is not None
+        rows = np.empty(number, ROW_TYPE)
+        buffer = memoryview(rows.view(np.uint8).data)
+        if os.preadv(self._file.fileno(), [buffer], first * _ROW.size) < len(buffer):
+            raise OSError(errno.EIO, f"the file of {len(self)} events has become shorter")
+        return rows
 
     def _shown(self, name: str) -> Iterator[NDArray[Any]]:
         """Returns the parts of a column as they are shown: times on the clock."""
@@ -351,10 +422,20 @@ class Trace:
         return self._joined[1]
 
     @property
+    def end(self) -> float:
+        """Time of the last event on the clock, s; 0 without any."""
+        if not len(self):
+            return 0.0
+        rows = self._table()
+        last = rows[-1:] if len(rows) else self._read(self._on_disk - 1, 1)
+        time = last["time"].copy()
+        return float((time if self._elapsed is None else self._elapsed(time))[0])
+
+    @property
     def counts(self) -> Counter[Event]:
         """Number of events of each kind that occurred."""
-        kinds, counts = np.unique(self.kind, return_counts=True)
-        return Counter(dict(zip(map(Event, kinds), counts.tolist(), strict=True)))
+        counts = sum(np.bincount(kind, minlength=len(Event)) for kind in self._parts(name="kind"))
+        return Counter({Event(i): n for i, n in enumerate(np.asarray(counts).tolist()) if n})
 
     def faults(self) -> dict[str, int]:
         """Returns the number of events of each fault kind that occurred, by lower-case name.
@@ -367,8 +448,8 @@ class Trace:
 
     def came_too_late(self) -> bool:
         """Returns whether a reply was waited for in vain that was not lost."""
-        missing = self.value[self.kind == Event.TIMEOUT].sum()
-        return self.counts[Event.EXPIRED] > self._doubles or missing > len(self._lost)
+        missing = self._values(Event.TIMEOUT)[1]
+        return self.counts[Event.EXPIRED] > self._doubles or missing > self._num_lost
 
     def staleness(self) -> dict[str, float] | None:
         """Returns count, mean and maximum of the applied updates' staleness; None without any."""
@@ -383,10 +464,19 @@ class Trace:
         return self._versions(Event.MERGED)
 
     def _versions(self, kind: Event) -> dict[str, float] | None:
-        values = self.value[self.kind == kind]
-        if not len(values):
-            return None
-        return {"updates": len(values), "mean": float(values.mean()), "max": float(values.max())}
+        number, total, largest = self._values(kind)
+        return {"updates": number, "mean": total / number, "max": largest} if number else None
+
+    def _values(self, kind: Event) -> tuple[int, float, float]:
+        """Returns how many events are of a kind, and the sum and the largest of their values."""
+        number, total, largest = 0, 0.0, -math.inf
+        for rows in self._parts():
+            values = rows["value"][rows["kind"] == kind]
+            if len(values):
+                number += len(values)
+                total += float(values.sum())
+                largest = max(largest, float(values.max()))
+        return number, total, largest
 
     def sha256(self) -> str:
         """Returns the hash of all columns: equal runs, equal hashes."""

@@ -46,6 +46,8 @@ class Failures:
             it, s; None if messages live for `TTL_S`.
     """
 
+    lasting = ("_since_s", "_diverged", "_reasons")
+
     def __init__(self, brought: str, timeout_s: float | None) -> None:
         self._brought = brought
         self._most_s = _MOST_TTLS * TTL_S if timeout_s is None else math.inf
@@ -185,6 +187,8 @@ class Tasks(Generic[Memo]):
         became_late: tasks that left the flight in the last `receive`, because their client is late.
     """
 
+    lasting = ("_heard_s", "_nodes")
+
     def __init__(
         self,
         grid: Grid,
@@ -202,6 +206,7 @@ class Tasks(Generic[Memo]):
         self.cohorts = None if codec is not None else view.cohorts
         self._arrived = view.arrived
         self.charge = view.charge
+        self.snapshots = view.snapshots
         self.ttl_s = ttl_s
         self.became_late: list[Task[Memo]] = []
         self._open: dict[str, Task[Memo]] = {}  # a reply may come
@@ -230,6 +235,11 @@ class Tasks(Generic[Memo]):
     def any_open(self) -> bool:
         """Whether a reply may come, be it late."""
         return bool(self._open)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no reply may come, not even one that would be thrown away."""
+        return not (self._open or self._cancelled)
 
     def open(self) -> list[Task[Memo]]:
         """Returns all tasks whose reply may come, late and lost ones too, in order of sending."""

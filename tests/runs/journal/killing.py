@@ -44,9 +44,10 @@ RUNS = {
         *(*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
         "client/local_layers=last",
     ],
-    "arrays": [  # clients keep nothing: no messages, and each round trains as one wave
+    # Clients keep nothing: no messages, and each round trains as one wave; resumed from snapshots.
+    "arrays": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
-        "client.batch_size=8",
+        *("client.batch_size=8", "checkpoint.snapshot_s=1e-9"),
     ],
     "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
     "gossip": [

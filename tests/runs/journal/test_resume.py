@@ -12,6 +12,15 @@ import pytest
 from killing import KEEPING, RUNS, Run, outcome
 
 import fl.runs.journal.recovery as recovery_module
+import fl.runs.journal.snapshots as snapshots_module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_any_price() -> Iterator[None]:
+    """Lets snapshots, of the run that takes them, take all of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots_module, "_SHARE", 1e9)
+        yield
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -165,6 +165,10 @@ class EventDriven(RuleDriver):
         """Returns whether there is nothing left to do, however few versions there were."""
         return False
 
+    def lasting_parts(self, server: Server) -> Mapping[str, object]:
+        """Returns what lasts of a run, see `fl.flower.grid_view.Snapshots`: nothing is known."""
+        return {}
+
     def model(self, arrays: ArrayRecord) -> GlobalModel:
         """Returns the server's model, version 0."""
         return GlobalModel(arrays)
@@ -241,6 +245,8 @@ class EventDriven(RuleDriver):
         self.diverged: Counter[str] = Counter()
         # Updates of a form that the method cannot use; None once it can.
         self.unusable_first: int | None = 0
+        if tasks.snapshots is not None:
+            tasks.snapshots.begin(self.lasting_parts(server))
         self.dispatch(server)
         while not ended():
             due = self.timer(server)

@@ -142,6 +142,7 @@ class GlobalModel:
         classes: where the last layer has a row for each, if clients' losses are of their own.
     """
 
+    lasting = ("_w", "_version", "_carried")
     clusters: Clusters | None = None
     classes = Units("classes", 0, ())
 
@@ -293,6 +294,8 @@ class Server:
         num_rounds: versions of the model after which the run ends.
         forging: forges updates of this model; None if nobody does.
     """
+
+    lasting = ("_draws",)
 
     def __init__(
         self,

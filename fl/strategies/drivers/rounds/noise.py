@@ -29,6 +29,8 @@ class RoundNoise:
         ConfigError: an argument is out of its range, or the test has nothing to go by.
     """
 
+    lasting = ("noise", "made")
+
     def __init__(self, decay: float | None, batch_size: int | None, test: BatchTest | None) -> None:
         self.scale = None if decay is None else NoiseScale(decay)
         if batch_size is not None:

@@ -24,6 +24,8 @@ class RoundRates:
         ConfigError: a schedule is none, or the rule has no rate `eta` for it.
     """
 
+    lasting = ("_last",)
+
     def __init__(
         self, rule: RoundRule, eta_schedule: Rate | None, lr_schedule: Rate | None
     ) -> None:

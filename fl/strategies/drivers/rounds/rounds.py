@@ -133,6 +133,10 @@ class Rounds(Aggregating):
         ConfigError: an argument is out of its range.
     """
 
+    lasting = (
+        *("state", "results", "vain", "diverged", "unusable_first", "failing"),
+        *("wanted", "waits_for", "selected", "opens_s", "prepared", "chooses", "noise", "rates"),
+    )
     rules = RoundRule
     example = "FedAvg"
     rule: RoundRule
@@ -413,9 +417,32 @@ class Rounds(Aggregating):
 
         Rounds that need no messages are over when they have begun, and the next one begins.
         """
+        self._rest(server)
         while self._begins(server):
             if server.version >= server.num_rounds or self.finished(server):
                 return
+            self._rest(server)
+
+    def lasting_parts(self, server: Server) -> Mapping[str, object]:
+        """Returns what lasts of a run from one round to the next, if that is all in `lasting`.
+
+        Elsewhere links, machines and the server's own examples remember something as well.
+        """
+        within = self.exchange
+        links = (within.uplink, within.downlink, within.attack)
+        examples = (within.trusted, within.proxy, within.public)
+        others = (*links, *examples, self.sub_models, self.summation, server.model.clusters)
+        if any(other is not None for other in others):
+            return {}
+        return {"strategy": self, "model": server.model, "server": server, "tasks": server.tasks}
+
+    def _rest(self, server: Server) -> None:
+        """Says so if no round is going on, and nothing of the last one can come any more."""
+        tasks = server.tasks
+        if tasks.snapshots is None or self.is_open:
+            return
+        if tasks.at_rest and self.chooses.at_rest:
+            tasks.snapshots.rest()
 
     def _begins(self, server: Server) -> bool:
         """Begins a round if one can begin; returns whether it is over already."""

@@ -31,6 +31,8 @@ class RoundSelection:
         weighted_by_key: metric that says how many examples a client has.
     """
 
+    lasting = ("known",)
+
     def __init__(
         self,
         selection: Selection,
@@ -45,6 +47,11 @@ class RoundSelection:
         self._keys = keys
         self._weighted_by_key = weighted_by_key
         self._timed: set[str] = set()  # messages to clients that are timed beside the rounds
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no client is being timed beside the rounds."""
+        return not self._timed
 
     def free(self, idle: Sequence[int]) -> int:
         """Returns how many of the idle clients could be asked to train now."""
