@@ -40,7 +40,7 @@ from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
 from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
-from fl.clients.app.training import Training, moved
+from fl.clients.app.training import Trained, Training, moved
 from fl.clients.app.uplink import Uplink
 from fl.clients.contact import Contact
 from fl.clients.correction import Corrected, Correction
@@ -52,6 +52,7 @@ from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
 from fl.execution.contract import (
+    CohortRequest,
     ForeseenAnswers,
     ForeseenCosts,
     Payload,
@@ -63,6 +64,7 @@ from fl.execution.contract import (
 )
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
+from fl.flower.identity import message_id
 from fl.flower.messages import with_content
 from fl.models import Measures, copy_of, drop_weights
 from fl.randomness import SEED_KEY, generator, global_generators
@@ -454,9 +456,12 @@ class TrainingApp(ClientApp, PlannedApp):
     def costs(self, payload: Payload, partitions: NDArray[np.int64]) -> ForeseenCosts | None:
         """Returns what the answers of the clients that hold these partitions cost.
 
-        None if more decides than how many examples a client has.
+        None if more decides than how many examples a client has, or a model is more than its row.
         """
         if not self.learns or self.has_mods or self._unforeseen(payload):
+            return None
+        instructions: Instructions = payload.read_by(self)
+        if not instructions.is_row:
             return None
         sizes = self._sizes[partitions % self.data.num_partitions]
         _, first, which = np.unique(sizes, return_index=True, return_inverse=True)
@@ -609,6 +614,28 @@ class TrainingApp(ClientApp, PlannedApp):
             for content, context in zip(contents, contexts, strict=True)
         ]
 
+    def train_cohort(self, cohort: CohortRequest, run: RunInfo) -> Result:
+        """Returns the one answer of clients that train together; of one, what it does alone.
+
+        Raises:
+            ConfigError: the request makes no sense.
+        """
+        instructions: Instructions = cohort.payload.read_by(self)
+        pairs = zip(cohort.clients.tolist(), cohort.dispatches.tolist(), strict=True)
+        trainings = [
+            self._training(
+                instructions,
+                message_id(client, dispatch),
+                client % run.num_partitions,
+                run.run_config.get(SEED_KEY),
+                None,
+                cohort.created_at - DRIFT_BEGINS,
+            )
+            for client, dispatch in pairs
+        ]
+        idle, parts = self._parts(trainings)
+        return Result(content=self._outbox.together(trainings, idle, parts))
+
     def _train(self, message: Message, context: Context) -> Message:
         (content,) = self._answers([message], [context])
         return Message(content, reply_to=message)
@@ -756,24 +783,26 @@ class TrainingApp(ClientApp, PlannedApp):
         self, trainings: Sequence[Training]
     ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
         """Returns the contents of replies before compression, and what each client has to keep."""
-        done: dict[int, tuple[RecordDict, dict[str, ArrayRecord]]] = {}
-        working = []
-        for i, training in enumerate(trainings):
-            if training.steps:
-                working.append(i)
-            else:
-                done[i] = self._outbox.unchanged(training)
+        idle, parts = self._parts(trainings)
+        done = {i: self._outbox.unchanged(trainings[i]) for i in idle}
+        for members, trained in parts:
+            replies = self._outbox.trained([trainings[i] for i in members], trained)
+            done.update(zip(members, replies, strict=True))
+        return [done[i] for i in range(len(trainings))]
+
+    def _parts(
+        self, trainings: Sequence[Training]
+    ) -> tuple[list[int], list[tuple[list[int], Trained]]]:
+        """Does trainings; returns the places of those without a step, and what came of others."""
+        working = [i for i, training in enumerate(trainings) if training.steps]
         # One that trains among several is a program all the same: who else has nothing to do must
         # not change its bits.
         if len(trainings) == 1:
             parts = [([0], self._trainer.alone(trainings[0]))] if working else []
         else:
             parts = self._trainer.together([trainings[i] for i in working])
-        for members, trained in parts:
-            chosen = [working[i] for i in members]
-            replies = self._outbox.trained([trainings[i] for i in chosen], trained)
-            done.update(zip(chosen, replies, strict=True))
-        return [done[i] for i in range(len(trainings))]
+        idle = [i for i, training in enumerate(trainings) if not training.steps]
+        return idle, [([working[i] for i in members], trained) for members, trained in parts]
 
     # ---- other messages --------------------------------------------------------------------------
 
