@@ -172,7 +172,9 @@ def main() -> None:
         both += [compared(fleet, COMPARED, train=False) for fleet in FLEETS]
         large += [measure(fleet, clients, rounds) for fleet in FLEETS]
     if only in (None, "train"):
-        both += [compared(name, COMPARED_TRAINING, train=True) for name in FLEETS if name != "mobile"]
+        both += [
+            compared(name, COMPARED_TRAINING, train=True) for name in FLEETS if name != "mobile"
+        ]
         million = {"train": True, "a_round": A_ROUND, "max_batch": MAX_BATCH}
         long = 2 if quick else TRAINED // A_ROUND
         large += [measure("uniform", POPULATION, long, **million)]

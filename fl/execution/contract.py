@@ -166,8 +166,8 @@ class Request:
 class CohortRequest(Request):
     """What several clients are asked at one instant, who keep nothing and answer together.
 
-    There is one answer, with a row for each: see `ForeseenApp.train_cohort`. The first of the clients
-    gives it its name.
+    There is one answer, with a row for each: see `ForeseenApp.train_cohort`. The first of the
+    clients gives it its name.
 
     Attributes:
         clients: indices in the fleet, int64, shape (n,).
@@ -337,9 +337,8 @@ class ForeseenApp(Protocol):
     def train_cohort(self, cohort: CohortRequest, run: RunInfo) -> Result:
         """Returns what clients answer that have trained together, whose costs are known.
 
-        They are the numbers that `PlannedApp.train_many` gives for the same clients. The content has
-        an array "rows" in the record "arrays", a model for each client, float32, shape (n, d), and in
-        "metrics" what they report, lists of n.
+        They are the numbers that `PlannedApp.train_many` gives for the same clients. The content is
+        one of `fl.flower.cohort_content`.
 
         Raises:
             ConfigError: the request makes no sense.

@@ -1,4 +1,4 @@
-"""The one answer of clients that have trained together: a matrix of models, and lists of reports."""
+"""The one answer of clients that have trained together: a matrix of models, lists of reports."""
 
 from __future__ import annotations
 

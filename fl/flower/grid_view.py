@@ -1,8 +1,8 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
 A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
-`summation`, `numbered`, `arrived`, `cohorts`, `present` or `charge`. To `GridView` every grid has all of them;
-Flower's own get those of a deployment:
+`summation`, `numbered`, `arrived`, `cohorts`, `present` or `charge`. To `GridView` every grid has
+all of them; Flower's own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
@@ -87,8 +87,8 @@ class GridView:
     def nodes(self) -> Sequence[int]:
         """Returns the Flower ids of the clients that are available now, which nobody may change.
 
-        On the simulator, which is asked after every event, it is the same object where nobody has come
-        or gone, and in ascending order.
+        On the simulator, which is asked after every event, they are in ascending order, and the
+        same object where nobody has come or gone.
         """
         present: Callable[[], Sequence[int]] | None = getattr(self._grid, "present", None)
         return list(self._grid.get_node_ids()) if present is None else present()

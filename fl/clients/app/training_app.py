@@ -621,18 +621,19 @@ class TrainingApp(ClientApp, PlannedApp):
             ConfigError: the request makes no sense.
         """
         instructions: Instructions = cohort.payload.read_by(self)
-        pairs = zip(cohort.clients.tolist(), cohort.dispatches.tolist(), strict=True)
-        trainings = [
-            self._training(
-                instructions,
-                message_id(client, dispatch),
-                client % run.num_partitions,
-                run.run_config.get(SEED_KEY),
-                None,
-                cohort.created_at - DRIFT_BEGINS,
-            )
-            for client, dispatch in pairs
-        ]
+        seed, sent_s = run.run_config.get(SEED_KEY), cohort.created_at - DRIFT_BEGINS
+        partitions = (cohort.clients % run.num_partitions).tolist()
+        trainings, of_partition = [], dict[int, Training]()
+        for partition, client, dispatch in zip(
+            partitions, cohort.clients.tolist(), cohort.dispatches.tolist(), strict=True
+        ):
+            name, known = message_id(client, dispatch), of_partition.get(partition)
+            if known is None:
+                training = self._training(instructions, name, partition, seed, None, sent_s)
+                of_partition[partition] = training
+            else:
+                training = known.again(name)
+            trainings.append(training)
         idle, parts = self._parts(trainings)
         return Result(content=self._outbox.together(trainings, idle, parts))
 
@@ -709,14 +710,11 @@ class TrainingApp(ClientApp, PlannedApp):
         if fitting is not None:
             deadline = None
             steps = min(steps, fitting)
-        return replace(
-            task,
-            server=instructions.server,
-            scalars=instructions.scalars,
-            steps=steps,
-            deadline_s=deadline,
-            classes=self._classes(task.rows) if instructions.own_classes else None,
-        )
+        task.server, task.scalars = instructions.server, instructions.scalars
+        task.steps, task.deadline_s = steps, deadline
+        if instructions.own_classes:
+            task.classes = self._classes(task.rows)
+        return task
 
     def _classes(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns of which classes there are examples, shape (C,)."""

@@ -121,8 +121,7 @@ class _Side:
 class WaterFilling:
     """Flows on a link of finite capacity.
 
-    The slower groups are free, the others are held: either side is kept in order of the caps next to
-    the level.
+    The slower groups are free, the others are held, see `_Side`.
 
     A group's next end is in one of two heaps, of times and of volumes. While the group is free the
     time is right however the level changes, while it is held the volume is. When it changes sides
