@@ -65,7 +65,7 @@ def _said(selection: Selection, method: str, said: Any, *kinds: type) -> tuple[A
 def _check_clients(
     selection: Selection, method: str, clients: Sequence[int], there: Sequence[int]
 ) -> None:
-    known, seen = _Known(there), set[int]()
+    known, seen = _Among(there), set[int]()
     for client in clients:
         if client not in known:
             said = f"client {shown(client)}, which is not among the {len(there)} it was given"
@@ -75,7 +75,7 @@ def _check_clients(
         seen.add(client)
 
 
-class _Known:
+class _Among:
     """Says who is among some clients: without looking at all of them, where they are in order."""
 
     def __init__(self, there: Sequence[int]) -> None:
