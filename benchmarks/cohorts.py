@@ -1,38 +1,33 @@
 """Rounds as arrays and event by event: CPU time of a task, side by side, and a million updates.
 
     python benchmarks/cohorts.py [--quick] [--clients 131072] [--rounds 20] [--out FILE]
-                                 [--only train|time]
+                                 [--only train|time|asynchronous]
 
-FedAvg of the logistic model, all clients that are there in every round, with faults, trace and the
-record of the run: as arrays, and as messages on the event engine. Both must leave the same
-trace. Event by event fewer clients and rounds will do; then arrays alone have the whole population.
+The logistic model, with faults, trace and the record of the run. FedAvg of all clients that are
+there in every round, as arrays, and as messages on the event engine: both must leave the same trace
+and model. Event by event fewer clients and rounds will do; then arrays alone have the whole
+population.
 
     uniform       equal devices and links, which share nothing
     mobile        phones that come, go and fail, on a server's link that they share
     always there  the same phones, none of which is ever away
 
-That is of rounds without training. With it (SGD, an epoch of some 14 digits, in programs of up to
-64 clients) 1,000 of the same clients train twice in both ways; and as arrays a million of a million
-clients, 10,000 in a round, on `uniform`.
+That is of rounds without training, and then of clients that train (SGD, an epoch of some 14 digits,
+in programs of up to 64 clients), of which at last there are a million updates, 10,000 a round of a
+million clients, in programs of up to 512.
+
+Asynchronous strategies take events: FedAsync and FedCompass, without training, all phones that are
+always there in flight, for a growing number of them. Each part is a process of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import resource
+import multiprocessing
+import time
 from typing import Any
 
 import report
-from flwr.app import Context
-from flwr.serverapp import Grid
-from hydra import compose, initialize_config_module
-
-from fl import simulate
-from fl.execution import SerialExecutor
-from fl.runs.build import build
-from fl.runs.experiment import app_of
-from fl.runs.recorder import Recorder
-from fl.simulation.grid import SimGrid
 
 FLEETS = {
     "uniform": ["fleet=uniform"],
@@ -43,41 +38,56 @@ COMPARED = 5_000
 COMPARED_TRAINING = 1_000
 POPULATION, A_ROUND, TRAINED = 1_000_000, 10_000, 1_000_000
 MAX_BATCH = 2_048
-TARGET_S = 60.0
+TARGET_S, TARGET_BYTES = 60.0, 1.5e9
 
 
-def measure(
+def run(
     fleet: str,
     clients: int,
     rounds: int,
     *,
-    arrays: bool,
+    arrays: bool = True,
     train: bool = False,
     a_round: int | None = None,
     max_batch: int = 64,
+    strategy: str = "fedavg",
 ) -> dict[str, Any]:
-    """Returns what a run takes: CPU s of it and of its rounds, tasks, peak of memory, trace.
+    """Returns what a run takes, from the start of the process: CPU s and s, tasks, peak, trace.
 
     Args:
         fleet: its name.
         clients: of the fleet.
-        rounds: of the run.
+        rounds: of the run, or as many updates of each client.
         arrays: whether these may be arrays.
         train: whether clients train.
         a_round: how many are asked in a round; None is all that are there.
         max_batch: most clients that train together.
+        strategy: of the run.
     """
-    asked = ["strategy.fraction_train=1.0"]
+    from flwr.app import Context
+    from flwr.serverapp import Grid
+    from hydra import compose, initialize_config_module
+
+    from fl import simulate
+    from fl.execution import SerialExecutor
+    from fl.runs.build import build
+    from fl.runs.experiment import app_of
+    from fl.runs.recorder import Recorder
+    from fl.simulation.grid import SimGrid
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    asked, num_rounds = ["strategy.fraction_train=1.0"], rounds
     if a_round is not None:
         asked = [f"strategy.clients={a_round}"]
-    began = report.cpu_s()
+    if strategy != "fedavg":
+        asked, num_rounds = ["strategy.concurrency=null"], rounds * clients
     with initialize_config_module("fl.conf", version_base=None):
         config = compose(
             "config",
             [
                 *("data=digits", "partition.num_partitions=100", "model=logistic"),
                 *(f"client.train={str(train).lower()}", "executor=serial"),
-                *(f"num_clients={clients}", "strategy=fedavg", *asked, *FLEETS[fleet]),
+                *(f"num_clients={clients}", f"strategy={strategy}", *asked, *FLEETS[fleet]),
             ],
         )
     parts = build(config)
@@ -91,12 +101,12 @@ def measure(
         parts.strategy.start(
             grid=grid,
             initial_arrays=parts.initial(),
-            num_rounds=rounds,
+            num_rounds=num_rounds,
             timeout=config.round_timeout_s,
         )
         found.update(rounds_s=report.cpu_s() - since, tasks=grid.train_messages)
 
-    run = simulate(
+    done = simulate(
         server,
         app_of(parts),
         parts.fleet,
@@ -105,153 +115,115 @@ def measure(
         progress=False,
         views=False,
     )
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         **found,
-        "whole_s": report.cpu_s() - began,
-        "trace": run.trace.sha256(),
-        "model": run.summary["model_sha256"],
-        "bytes": memory,
+        "us": 1e6 * found["rounds_s"] / found["tasks"],
+        "cpu_s": report.cpu_s(),
+        "trace": done.trace.sha256(),
+        "model": done.summary["model_sha256"],
+        "bytes": report.peak_bytes(),
     }
 
 
-def main() -> None:
-    """Measures all fleets and publishes the tables."""
-    parser = report.parser("cohorts", __doc__)
-    parser.add_argument("--clients", type=int, default=131_072)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--only", choices=("train", "time"), help="with training, or without")
-    settings = parser.parse_args()
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    about = report.machine()
-    clients = 20_000 if settings.quick else settings.clients
-    rounds = 3 if settings.quick else settings.rounds
-    rows: list[dict[str, Any]] = []
-    for fleet in () if settings.only == "train" else FLEETS:
-        events = measure(fleet, COMPARED, 2, arrays=False)
-        arrays = measure(fleet, COMPARED, 2, arrays=True)
-        _check(fleet, events, arrays)
-        large = measure(fleet, clients, rounds, arrays=True)
-        each = {
-            name: 1e6 * found["rounds_s"] / found["tasks"]
-            for name, found in (("events_us", events), ("arrays_us", arrays), ("large_us", large))
-        }
-        rows.append({"fleet": fleet, "clients": clients, "rounds": rounds, **each, **large})
-    goals = show(rows, clients, rounds) if rows else []
-    if settings.only != "time":
-        trained = [training(fleet, quick=settings.quick) for fleet in ("uniform", "always there")]
-        rows += trained
-        goals += show_training(trained)
-    report.publish(settings.out, rows, settings, about, () if settings.quick else goals)
+def _send(pipe: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    pipe.send(run(*arguments, **options))
 
 
-def show(rows: list[dict[str, Any]], clients: int, rounds: int) -> list[report.Goal]:
-    """Prints the tables of rounds without training; returns what has a goal."""
-    report.table(
-        f"CPU us a task, 2 rounds of {COMPARED:,} clients",
-        ("fleet", "events", "arrays", "ratio"),
-        [
-            (
-                row["fleet"],
-                f"{row['events_us']:.0f}",
-                f"{row['arrays_us']:.1f}",
-                f"{row['events_us'] / row['arrays_us']:.0f}",
-            )
-            for row in rows
-        ],
-    )
-    report.table(
-        f"{rounds} rounds of {clients:,} clients as arrays (target {TARGET_S:g} s)",
-        ("fleet", "tasks", "CPU us a task", "CPU s, start-up included", "peak, MB"),
-        [
-            (
-                row["fleet"],
-                f"{row['tasks']:,}",
-                f"{row['large_us']:.1f}",
-                f"{row['whole_s']:.1f}",
-                f"{row['bytes'] / 1e6:.0f}",
-            )
-            for row in rows
-        ],
-    )
-    return [
-        report.Goal(
-            f"{row['fleet']}: {clients:,} clients, {rounds} rounds, CPU s",
-            row["whole_s"],
-            TARGET_S,
-            most=True,
-        )
-        for row in rows
-    ]
+def measure(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """Returns what `run` does in a process of its own, and the seconds that this took."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    began = time.perf_counter()
+    process = context.Process(target=_send, args=(there, arguments, options))
+    process.start()
+    there.close()
+    try:
+        found: dict[str, Any] = here.recv()
+    except EOFError:
+        raise SystemExit(f"a run of {arguments} {options} failed; see above") from None
+    process.join()
+    return {"fleet": arguments[0], "clients": arguments[1], **found, **options} | {
+        "wall_s": time.perf_counter() - began
+    }
 
 
-def _check(fleet: str, events: dict[str, Any], arrays: dict[str, Any]) -> None:
-    """Ends the script if both ways do not leave the same behind."""
+def compared(fleet: str, clients: int, *, train: bool) -> dict[str, Any]:
+    """Returns a row of two rounds in both ways, after a check that they leave the same behind."""
+    events = measure(fleet, clients, 2, arrays=False, train=train)
+    arrays = measure(fleet, clients, 2, train=train)
     for what in ("trace", "model"):
         if events[what] != arrays[what]:
             raise SystemExit(f"{fleet}: arrays leave another {what} than events")
+    return {**arrays, "events_us": events["us"]}
 
 
-def training(fleet: str, *, quick: bool) -> dict[str, Any]:
-    """Returns a row of clients that train: in both ways, and on `uniform` many as arrays."""
-    measure(fleet, 100, 1, arrays=True, train=True)  # what is made once in a process
-    events = measure(fleet, COMPARED_TRAINING, 2, arrays=False, train=True)
-    arrays = measure(fleet, COMPARED_TRAINING, 2, arrays=True, train=True)
-    _check(fleet, events, arrays)
-    row = {
-        "fleet": fleet,
-        "training": True,
-        "events_us": 1e6 * events["rounds_s"] / events["tasks"],
-        "arrays_us": 1e6 * arrays["rounds_s"] / arrays["tasks"],
-    }
-    if fleet != "uniform":
-        return row
-    rounds = 2 if quick else TRAINED // A_ROUND
-    return row | measure(
-        fleet,
-        POPULATION,
-        rounds,
-        arrays=True,
-        train=True,
-        a_round=A_ROUND,
-        max_batch=MAX_BATCH,
-    )
-
-
-def show_training(rows: list[dict[str, Any]]) -> list[report.Goal]:
-    """Prints the tables of clients that train; returns what has a goal."""
+def main() -> None:
+    """Measures what is asked for and publishes the tables."""
+    parser = report.parser("cohorts", __doc__)
+    parser.add_argument("--clients", type=int, default=131_072)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", choices=("train", "time", "asynchronous"))
+    settings = parser.parse_args()
+    about, quick, only = report.machine(), settings.quick, settings.only
+    clients, rounds = (20_000, 3) if quick else (settings.clients, settings.rounds)
+    both: list[dict[str, Any]] = []
+    large: list[dict[str, Any]] = []
+    if only in (None, "time"):
+        both += [compared(fleet, COMPARED, train=False) for fleet in FLEETS]
+        large += [measure(fleet, clients, rounds) for fleet in FLEETS]
+    if only in (None, "train"):
+        both += [
+            compared(name, COMPARED_TRAINING, train=True) for name in FLEETS if name != "mobile"
+        ]
+        million = {"train": True, "a_round": A_ROUND, "max_batch": MAX_BATCH}
+        long = 2 if quick else TRAINED // A_ROUND
+        large += [measure("uniform", POPULATION, long, **million)]
+        large += [measure("always there", POPULATION, long, **million)]
+    if only in (None, "asynchronous"):
+        some = (1_000, 4_000) if quick else (4_096, 32_768)
+        for strategy in ("fedasync", "fedcompass"):
+            large += [measure("always there", n, 2, strategy=strategy) for n in some]
     report.table(
-        f"CPU us an update, 2 rounds of {COMPARED_TRAINING:,} clients that train",
-        ("fleet", "events", "arrays", "ratio"),
+        "CPU us a task, 2 rounds of all clients in both ways",
+        ("fleet", "clients", "train", "events", "arrays", "ratio"),
         [
             (
                 row["fleet"],
+                f"{row['clients']:,}",
+                "yes" if row["train"] else "no",
                 f"{row['events_us']:.0f}",
-                f"{row['arrays_us']:.0f}",
-                f"{row['events_us'] / row['arrays_us']:.2f}",
+                f"{row['us']:.1f}",
+                f"{row['events_us'] / row['us']:.1f}",
             )
-            for row in rows
+            for row in both
         ],
     )
-    large = [row for row in rows if "whole_s" in row]
     report.table(
-        f"{A_ROUND:,} of {POPULATION:,} clients in a round (target {TARGET_S:g} s)",
-        ("fleet", "updates", "CPU us an update", "CPU s, start-up included", "peak, MB"),
+        f"Large ones (target {TARGET_S:g} s and {TARGET_BYTES / 1e9:g} GB, start-up included)",
+        ("fleet", "clients", "strategy", "train", "tasks", "us a task", "CPU s", "s", "peak, MB"),
         [
             (
                 row["fleet"],
+                f"{row['clients']:,}",
+                row.get("strategy", "fedavg"),
+                "yes" if row.get("train") else "no",
                 f"{row['tasks']:,}",
-                f"{1e6 * row['rounds_s'] / row['tasks']:.0f}",
-                f"{row['whole_s']:.1f}",
+                f"{row['us']:.1f}",
+                f"{row['cpu_s']:.1f}",
+                f"{row['wall_s']:.1f}",
                 f"{row['bytes'] / 1e6:.0f}",
             )
             for row in large
         ],
     )
-    return [
-        report.Goal(f"{row['tasks']:,} updates that train, CPU s", row["whole_s"], TARGET_S, True)
-        for row in large
-    ]
+    goals = []
+    for row in () if quick else large:
+        name = f"{row.get('strategy', 'fedavg')}, {row['fleet']}, {row['tasks']:,} tasks"
+        name += " that train" if row.get("train") else ""
+        goals.append(report.Goal(f"{name}, CPU s", row["cpu_s"], TARGET_S, most=True))
+        if row.get("train"):
+            goals.append(report.Goal(f"{name}, peak, B", row["bytes"], TARGET_BYTES, most=True))
+    report.publish(settings.out, [*both, *large], settings, about, goals)
 
 
 if __name__ == "__main__":

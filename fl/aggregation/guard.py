@@ -17,6 +17,7 @@ import numpy as np
 from fl.aggregation.gram import Array, Float64, Index
 from fl.aggregation.tolerance import check_f
 from fl.errors import ConfigError, NoStep, NotFinite
+from fl.vectors.rows import is_finite
 
 MOST_WEIGHT = 2**63
 """No number of examples is larger, and sums of such numbers are finite."""
@@ -101,9 +102,16 @@ class Guard:
         n = len(replies)
         if weights is not None and len(weights) != n:
             raise ConfigError(f"{len(weights)} weights for {n} replies: need one for each")
+        said = [1] * n if weights is None else weights
+        # One look at a matrix clears nearly all of its rows at once.
+        fine = isinstance(replies, np.ndarray) and (
+            replies.shape[1:] == (size,) and replies.dtype == dtype and is_finite(replies)
+        )
         found = [
-            dropped_of(i, reply, 1 if weights is None else weights[i], size, dtype)
-            for i, reply in enumerate(replies)
+            None
+            if fine and weight_of(weight) is not None
+            else dropped_of(i, reply, weight, size, dtype)
+            for i, (reply, weight) in enumerate(zip(replies, said, strict=True))
         ]
         kept = np.array([i for i, one in enumerate(found) if one is None], dtype=np.intp)
         dropped = tuple(one for one in found if one is not None)

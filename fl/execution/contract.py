@@ -8,7 +8,7 @@ after a process has died.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -163,6 +163,33 @@ class Request:
 
 
 @dataclass(eq=False)
+class CohortRequest(Request):
+    """What several clients are asked at one instant, who keep nothing and answer together.
+
+    There is one answer, with a row for each: see `ForeseenApp.train_cohort`. The first of the
+    clients gives it its name.
+
+    Attributes:
+        clients: indices in the fleet, int64, shape (n,).
+        dispatches: running number of what each was sent, int64, shape (n,).
+    """
+
+    clients: NDArray[np.int64] = field(kw_only=True)
+    dispatches: NDArray[np.int64] = field(kw_only=True)
+
+    def part(self, places: slice) -> CohortRequest:
+        """Returns what some of the clients are asked."""
+        clients, dispatches = self.clients[places], self.dispatches[places]
+        return replace(
+            self,
+            client=int(clients[0]),
+            dispatch=int(dispatches[0]),
+            clients=clients,
+            dispatches=dispatches,
+        )
+
+
+@dataclass(eq=False)
 class Result:
     """What came of a request.
 
@@ -305,6 +332,16 @@ class ForeseenApp(Protocol):
         """Returns what answers to a `train` message cost the clients that hold these partitions.
 
         None if only the work tells, or if clients keep something of it.
+        """
+
+    def train_cohort(self, cohort: CohortRequest, run: RunInfo) -> Result:
+        """Returns what clients answer that have trained together, whose costs are known.
+
+        They are the numbers that `PlannedApp.train_many` gives for the same clients. The content is
+        one of `fl.flower.cohort_content`.
+
+        Raises:
+            ConfigError: the request makes no sense.
         """
 
     def foresees(self, payload: Payload) -> str:

@@ -18,7 +18,13 @@ from fl.execution.virtual_time import EPOCH, TaskClock, answering
 
 
 class Executor(ABC):
-    """Has requests answered and keeps their results until they are asked for."""
+    """Has requests answered and keeps their results until they are asked for.
+
+    Attributes:
+        max_batch: most clients that train together; 1 if none do.
+    """
+
+    max_batch = 1
 
     @abstractmethod
     def start(self, app: AppSource, run: RunInfo) -> None:

@@ -113,6 +113,7 @@ class MovingExecutor(Executor):
 
     def __init__(self, here: SerialExecutor, there: RayExecutor, after_s: float) -> None:
         self._here, self._there = here, there
+        self.max_batch = here.max_batch
         self._after_s = after_s
         self._spent_s = 0.0
         self._may_move = True

@@ -13,7 +13,14 @@ from flwr.common.constant import ErrorCode
 
 from fl.compression import PayloadError
 from fl.errors import ConfigError
-from fl.execution.contract import PlannedApp, Request, Result, RunInfo
+from fl.execution.contract import (
+    CohortRequest,
+    ForeseenApp,
+    PlannedApp,
+    Request,
+    Result,
+    RunInfo,
+)
 from fl.execution.speech import hearing_clients
 from fl.execution.virtual_time import TaskClock, answering
 from fl.flower.identity import assume_identity, node_id
@@ -87,6 +94,8 @@ class Worker:
         return result
 
     def _answer(self, request: Request) -> Result:
+        if isinstance(request, CohortRequest) and isinstance(self._app, ForeseenApp):
+            return self._app.train_cohort(request, self._run)
         if self._planned is not None and self._planned.trains(request):
             (result,) = self._planned.train_many([request], self._run)
             return result
@@ -164,6 +173,9 @@ _RECORDS: tuple[type[Any], ...] = (ArrayRecord, MetricRecord, ConfigRecord)
 
 def names_of(members: Sequence[Request]) -> str:
     """Returns a batch's clients in words, three at most."""
-    first = [str(member.client) for member in members[:3]]
-    more = ", ..." if len(members) > len(first) else ""
-    return f"client{'s' if len(members) > 1 else ''} {', '.join(first)}{more}"
+    clients = [member.client for member in members]
+    if isinstance(cohort := members[0], CohortRequest):
+        clients = cohort.clients.tolist()
+    first = [str(client) for client in clients[:3]]
+    more = ", ..." if len(clients) > len(first) else ""
+    return f"client{'s' if len(clients) > 1 else ''} {', '.join(first)}{more}"

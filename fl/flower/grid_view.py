@@ -1,8 +1,8 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
 A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
-`summation`, `numbered`, `arrived`, `cohorts`, `charge` or `snapshots`. To `GridView` every grid has
-all of them; Flower's own get those of a deployment:
+`summation`, `numbered`, `arrived`, `cohorts`, `present`, `charge` or `snapshots`. To `GridView`
+every grid has all of them; Flower's own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from fl.collectives import Collective, Failure
 from fl.errors import NoStep
+from fl.vectors.rows import Row
 from fl.vectors.sum_tree import SumTree
 
 log = logging.getLogger("fl")
@@ -89,6 +90,15 @@ class GridView:
         """Who keeps what there is between rounds; None if nobody does."""
         snapshots: Snapshots | None = getattr(self._grid, "snapshots", None)
         return snapshots
+
+    def nodes(self) -> Sequence[int]:
+        """Returns the Flower ids of the clients that are available now, which nobody may change.
+
+        On the simulator, which is asked after every event, they are in ascending order, and the
+        same object where nobody has come or gone.
+        """
+        present: Callable[[], Sequence[int]] | None = getattr(self._grid, "present", None)
+        return list(self._grid.get_node_ids()) if present is None else present()
 
     def charge(self, nodes: Sequence[int]) -> NDArray[np.float64] | None:
         """Returns the charge of clients' batteries, in [0, 1], shape (n,); None if nobody knows.
@@ -195,6 +205,16 @@ class Control(Protocol):
                 age is the gap since the last poll, else the staleness of an update that arrived.
         """
 
+    def applied_at_once(
+        self, message_ids: Sequence[str], metrics: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Reports that replies entered the server's model that are of the version before, in order.
+
+        Args:
+            message_ids: of the messages.
+            metrics: what each client reported.
+        """
+
     def discarded(self, message_id: str, staleness: int) -> None:
         """Reports that the reply to a message was not used."""
 
@@ -229,6 +249,11 @@ class NoControl:
 
     def applied(
         self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
+    ) -> None:
+        """Does nothing."""
+
+    def applied_at_once(
+        self, message_ids: Sequence[str], metrics: Sequence[Mapping[str, Any]]
     ) -> None:
         """Does nothing."""
 
@@ -279,15 +304,22 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class CohortReplies:
-    """What came of a cohort that has trained.
+    """What came of a cohort that has trained: columns of replies, in the order of their coming.
 
     Attributes:
-        replies: id of the message, Flower id of the client, when its reply came in s, and its
-            content; in the order in which they came.
+        message_ids: of the messages.
+        nodes: Flower ids of the clients.
+        received_s: when each reply came, s.
+        rows: the models, finite, shape (d,), float32, read-only, as the message has them.
+        metrics: what each client reports.
         failed_at_last: as of `Outcome`.
     """
 
-    replies: Sequence[tuple[str, int, float, RecordDict]]
+    message_ids: Sequence[str]
+    nodes: Sequence[int]
+    received_s: Sequence[float]
+    rows: Sequence[Row]
+    metrics: Sequence[Mapping[str, Any]]
     failed_at_last: Mapping[tuple[int, str], int]
 
 

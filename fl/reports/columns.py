@@ -209,7 +209,11 @@ class Means:
         """
         names = list(metrics[0]) if metrics else []
         weights = [each.get(self._weight_key, 1) for each in metrics]
-        plain = all(type(x) in (int, float) for each in metrics for x in (*each.values(), *weights))
+        plain = all(
+            type(x) is float or (type(x) is int and abs(x) <= _LARGEST_INT)
+            for each in (*(each.values() for each in metrics), weights)
+            for x in each
+        )
         if not (
             plain
             and all(0 <= weight <= _LARGEST_INT for weight in weights)
@@ -269,8 +273,9 @@ class _Mean:
     def add_all(self, weights: NDArray[np.float64], numbers: NDArray[np.float64]) -> None:
         of_form = self._sums.setdefault(-1, _Sum(0.0, [0.0]))
         of_form.reports += len(weights)
-        of_form.weight = added(of_form.weight, weights)
-        of_form.values = [added(of_form.values[0], weights * numbers)]
+        with np.errstate(over="ignore", invalid="ignore"):  # they are as plain numbers' would be
+            of_form.weight = added(of_form.weight, weights)
+            of_form.values = [added(of_form.values[0], weights * numbers)]
         if len(self._sums) > 1:
             self.problem = Unkept("of another form from some")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,14 +65,31 @@ def _said(selection: Selection, method: str, said: Any, *kinds: type) -> tuple[A
 def _check_clients(
     selection: Selection, method: str, clients: Sequence[int], there: Sequence[int]
 ) -> None:
-    known, seen = set(there), set[int]()
+    known, seen = _Among(there), set[int]()
     for client in clients:
         if client not in known:
-            said = f"client {shown(client)}, which is not among the {len(known)} it was given"
+            said = f"client {shown(client)}, which is not among the {len(there)} it was given"
             raise _wrong(selection, method, said, "some of those, each once")
         if client in seen:
             raise _wrong(selection, method, f"client {client} twice", "each once")
         seen.add(client)
+
+
+class _Among:
+    """Says who is among some clients: without looking at all of them, where they are in order."""
+
+    def __init__(self, there: Sequence[int]) -> None:
+        self._there = there
+        self._set: set[int] | None = None
+
+    def __contains__(self, client: object) -> bool:
+        if self._set is None and isinstance(client, int):
+            place = bisect_left(self._there, client)
+            if place < len(self._there) and self._there[place] == client:
+                return True
+        if self._set is None:
+            self._set = set(self._there)
+        return client in self._set
 
 
 def _wrong(selection: Selection, method: str, said: str, right: str) -> ConfigError:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from flwr.app import RecordDict
 from flwr.common.constant import ErrorCode
 
-from fl.execution.contract import Payload, Request, Result
+from fl.execution.contract import CohortRequest, Payload, Request, Result
 from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.simulation.kernel.dispatch import Dispatch
@@ -170,7 +170,14 @@ class Ahead:
             self._waiting.pop(dispatch, None)
             self.free(dispatch)
 
-    def together(self, wave: Sequence[Request], asked: Sequence[Request]) -> list[Result]:
+    @property
+    def max_batch(self) -> int:
+        """The most clients that the executor has train together."""
+        return self._executor.max_batch
+
+    def together(
+        self, wave: Sequence[CohortRequest], asked: Sequence[CohortRequest]
+    ) -> list[Result]:
         """Returns what came of those of a wave that are asked for, in their order.
 
         Args:

@@ -72,6 +72,8 @@ class Attendance:
     def poll(self, step: Callable[[float], bool]) -> list[int]:
         """Returns `nodes` to the ServerApp, after time has passed if it only waits for that.
 
+        It is the same list where nobody has come or gone: not to be changed.
+
         Args:
             step: runs the next instant, not later than a given time.
 
@@ -91,7 +93,7 @@ class Attendance:
             nodes, self._same = self.nodes(), 1
         self._last = self._now()
         self.seen = nodes
-        return nodes.copy()
+        return nodes
 
     def _next_arrival(self) -> float:
         """Returns the time at which the next of the unavailable clients comes."""

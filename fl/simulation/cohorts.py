@@ -10,20 +10,22 @@ messages are sent one by one, as all others are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from fl.execution.contract import ForeseenApp, ForeseenCosts, Payload, RunInfo
+from fl.execution.batches import form_cohorts
+from fl.execution.contract import ForeseenApp, ForeseenCosts, Payload, Result, RunInfo
+from fl.flower.cohort_content import read_cohort
 from fl.flower.grid_view import CohortReplies, Outcome
-from fl.flower.identity import FIRST_NODE_ID
-from fl.flower.payload import payload_bytes, snapshot
+from fl.flower.identity import FIRST_NODE_ID, message_id
+from fl.flower.payload import snapshot
 from fl.simulation.ahead import Ahead
-from fl.simulation.control import SimControl
+from fl.simulation.control import OnUsed, SimControl
 from fl.simulation.host import SimHost
 from fl.simulation.kernel.cohort import Cohort, Course, Tangled, course_of
 from fl.simulation.kernel.engine import Engine
@@ -32,13 +34,10 @@ from fl.simulation.mailbox import Mailbox, reason_of
 from fl.simulation.world.availability import DistinctChanges
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
-from fl.vectors.rows import added
+from fl.vectors.rows import added, is_finite
 
 Foreseen = tuple[ForeseenApp, RunInfo]
 """A ClientApp, and what its clients know about the run."""
-
-OnUsed = Callable[[Sequence[Mapping[str, Any]], NDArray[np.int64]], None]
-"""Called with different reports, and which of them each update has, in their order."""
 
 
 def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> str:
@@ -177,36 +176,60 @@ class SimCohorts:
         if course is None:
             return False
         came = order[course.answered[order]]
-        # Those go together that might answer when the server reads the first answer.
-        reads_s = course.received_s[came[0]] if len(came) else math.inf
-        wave = np.flatnonzero(course.works & ~(course.left_s <= reads_s)) if len(came) else came
-        now, mailbox = self._engine.queue.now, self._mailbox
-        requests = {
-            i: mailbox.cohort_request(c, payload, ttl_s, now)
-            for i, c in zip(wave.tolist(), client[wave].tolist(), strict=True)
-        }
-        asked = [requests[i] for i in came.tolist()]
-        results = self._ahead.together(list(requests.values()), asked) if asked else []
-        replies = [
-            (request.message_id, request.client + FIRST_NODE_ID, received_s, result.content)
-            for request, received_s, size, result in zip(
-                asked,
-                course.received_s[came].tolist(),
-                costs.reply_bytes[came].tolist(),
-                results,
-                strict=True,
-            )
-            if isinstance(result.content, RecordDict)
-            and payload_bytes(result.content) == size
-            and not result.state
-        ]
-        trained = CohortReplies(replies, failed_at_last)
-        if len(replies) < len(asked) or not accepts(trained):
+        trained = self._trained(cohort, course, payload, came)
+        if trained is None or not accepts(replace(trained[0], failed_at_last=failed_at_last)):
             self.needs_events = "an answer could not be used"
             return False
-        self._ahead.said(results)
+        self._ahead.said(trained[1])
         self._keep(cohort, course)
         return True
+
+    def _trained(
+        self, cohort: Cohort, course: Course, payload: Payload, came: NDArray[np.int64]
+    ) -> tuple[CohortReplies, list[Result]] | None:
+        """Has those train whose answers come; None if one of them is of no use.
+
+        Args:
+            cohort: of the clients.
+            course: what becomes of them.
+            payload: what they are sent.
+            came: places of those that answer, in their order.
+        """
+        if not len(came) or self._foreseen is None:
+            return CohortReplies([], [], [], [], [], {}), []
+        # Those go together that might answer when the server reads the first answer.
+        reads_s = course.received_s[came[0]]
+        wave = np.flatnonzero(course.works & ~(course.left_s <= reads_s))
+        request = self._mailbox.cohort_request(
+            cohort.client[wave], cohort.number[wave], payload, cohort.ttl_s, cohort.began_s
+        )
+        batches = form_cohorts(*self._foreseen, request, self._ahead.max_batch)
+        ends = np.cumsum([len(batch.clients) for batch in batches])
+        place = np.searchsorted(wave, came)
+        batch = np.searchsorted(ends, place, side="right")
+        asked = dict.fromkeys(batch.tolist())
+        results = self._ahead.together(batches, [batches[i] for i in asked])
+        rows: dict[int, Any] = {}
+        reports: dict[int, list[dict[str, Any]]] = {}
+        for i, result in zip(asked, results, strict=True):
+            if result.content is None:
+                return None
+            rows[i], reports[i] = read_cohort(result.content)
+        finite = {i: is_finite(models) for i, models in rows.items()}
+        within = place - np.concatenate([[0], ends])[batch]
+        pairs = list(zip(batch.tolist(), within.tolist(), strict=True))
+        if not all(finite[i] or is_finite(rows[i][j]) for i, j in pairs):
+            return None
+        clients, numbers = cohort.client[came], cohort.number[came].tolist()
+        replies = CohortReplies(
+            message_ids=[*map(message_id, clients.tolist(), numbers)],
+            nodes=(clients + FIRST_NODE_ID).tolist(),
+            received_s=course.received_s[came].tolist(),
+            rows=[rows[i][j] for i, j in pairs],
+            metrics=[reports[i][j] for i, j in pairs],
+            failed_at_last={},
+        )
+        return replies, results
 
     def _cohort_of(
         self, client: NDArray[np.int64], payload: Payload, costs: ForeseenCosts, ttl_s: float

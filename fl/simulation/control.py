@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fl.errors import NoStep, NotFinite
 from fl.flower.grid_view import Control
 from fl.flower.identity import client_of
-from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.kernel.trace import ROW_TYPE, Event, Trace
 
 log = logging.getLogger("fl")
 
 OnApplied = Callable[[int, Mapping[str, Any], bool], None]
 """Called with age in versions and metrics of an update, and whether the client was polled."""
+
+OnUsed = Callable[[Sequence[Mapping[str, Any]], NDArray[np.int64]], None]
+"""Called with different reports of updates that are not late, and which each has, in order."""
 
 OnStep = Callable[[NoStep | None, str], None]
 """Called with why a round leaves the model as it is, or None, and the model's name."""
@@ -31,6 +37,7 @@ class RecordedControl(Control):
         trace: where events are recorded.
         now: returns their time in s.
         on_applied: called for each update that was used.
+        on_used: called in its place for those of one instant; None calls `on_applied` for each.
         on_step: called for each round that has ended.
         on_measured: called with what a strategy has measured.
 
@@ -48,11 +55,13 @@ class RecordedControl(Control):
         on_applied: OnApplied | None = None,
         on_step: OnStep | None = None,
         on_measured: OnMeasured | None = None,
+        on_used: OnUsed | None = None,
     ) -> None:
         self.answers: Counter[int] = Counter()
         self._trace = trace
         self._now = now
         self._on_applied = on_applied
+        self._on_used = on_used
         self._on_step = on_step
         self._on_measured = on_measured
         self._told = 0
@@ -64,6 +73,22 @@ class RecordedControl(Control):
         self.record(Event.MERGED if polled else Event.APPLIED, message_id, age)
         if self._on_applied is not None:
             self._on_applied(age, metrics, polled)
+
+    def applied_at_once(
+        self, message_ids: Sequence[str], metrics: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Records that updates of the version before were used."""
+        rows = np.zeros(len(message_ids), ROW_TYPE)
+        rows["time"], rows["kind"] = self._now(), Event.APPLIED
+        names = [name.partition(".") for name in message_ids]
+        rows["client"] = [int(client) for client, _, _ in names]
+        rows["dispatch"] = [int(dispatch) for _, _, dispatch in names]
+        self._trace.record_all(rows)
+        if self._on_used is not None:
+            self._on_used(metrics, np.arange(len(metrics)))
+        elif self._on_applied is not None:
+            for reported in metrics:
+                self._on_applied(0, reported, False)
 
     def discarded(self, message_id: str, staleness: int) -> None:
         """Records that a reply was not used."""
@@ -114,7 +139,7 @@ class SimControl(RecordedControl):
     """Carries out a strategy's orders on the fleet, and records its reports in the trace.
 
     Args:
-        trace, now, on_applied, on_step, on_measured: as of `RecordedControl`.
+        trace, now, on_applied, on_step, on_measured, on_used: as of `RecordedControl`.
         cancel: tells the client that has a message to stop.
     """
 
@@ -126,8 +151,9 @@ class SimControl(RecordedControl):
         on_applied: OnApplied | None,
         on_step: OnStep | None,
         on_measured: OnMeasured | None,
+        on_used: OnUsed | None,
     ) -> None:
-        super().__init__(trace, now, on_applied, on_step, on_measured)
+        super().__init__(trace, now, on_applied, on_step, on_measured, on_used)
         self._cancel = cancel
 
     def cancel(self, message_id: str) -> bool:

@@ -27,8 +27,8 @@ from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.cohorts import Foreseen, OnUsed, SimCohorts
-from fl.simulation.control import OnApplied, OnMeasured, OnStep, SimControl
+from fl.simulation.cohorts import Foreseen, SimCohorts
+from fl.simulation.control import OnApplied, OnMeasured, OnStep, OnUsed, SimControl
 from fl.simulation.cost import CostModel, Planner
 from fl.simulation.host import SimHost
 from fl.simulation.kernel.clock import VirtualClock
@@ -84,7 +84,7 @@ class SimGrid(Grid):
             that sent something, with `exchange`, the type of its (first) message.
         on_progress: called after each instant of virtual time.
         on_applied: called for each update that a strategy reports to have used.
-        on_used: called with those of a cohort that was no messages.
+        on_used: called in its place with those of one version and instant.
         on_step: called for each round of a strategy that has ended, with why it leaves the model as
             it is, or None.
         on_measured: called with what a strategy has measured.
@@ -160,7 +160,7 @@ class SimGrid(Grid):
             )
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
         self.control = SimControl(
-            self.trace, self._now, self.cancel, on_applied, on_step, on_measured
+            self.trace, self._now, self.cancel, on_applied, on_step, on_measured, on_used
         )
         self.peers: Peers = SimPeers(self.engine, self._push_from_peers)
         if self.runtime is not None and self.runtime.relayed:
@@ -242,10 +242,14 @@ class SimGrid(Grid):
         Raises:
             SimulationError: the app waits for clients that will never come.
         """
+        return list(self.present())
+
+    def present(self) -> Sequence[int]:
+        """Returns what `get_node_ids` does, which nobody may change; `GridView` finds it."""
         with self._inside():
             if threading.get_ident() != self._thread:
                 seen = self._attendance.seen
-                return list(self._attendance.nodes() if seen is None else seen)
+                return self._attendance.nodes() if seen is None else seen
             return self._attendance.poll(self._step)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Set
 
 from flwr.app import Error, Message, Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from numpy import int64
+from numpy.typing import NDArray
 
-from fl.execution.contract import Payload, Request
+from fl.execution.contract import CohortRequest, Payload, Request
 from fl.flower.identity import FIRST_NODE_ID, RUN_ID, client_of, message_id, node_id
 from fl.flower.payload import snapshot
 from fl.flower.private import give_id, message_of, reply_metadata
@@ -109,10 +111,34 @@ class Mailbox:
             self._epoch + now,
         )
 
-    def cohort_request(self, client: int, payload: Payload, ttl_s: float, now: float) -> Request:
-        """Returns what a `train` message of a cohort would ask of a client, without sending it."""
-        number = self.dispatches.get(client, 0)
-        return Request(client, number, payload, "train", "", float(ttl_s), self._epoch + now)
+    def cohort_request(
+        self,
+        clients: NDArray[int64],
+        numbers: NDArray[int64],
+        payload: Payload,
+        ttl_s: float,
+        now: float,
+    ) -> CohortRequest:
+        """Returns what `train` messages would ask of clients, without sending any.
+
+        Args:
+            clients: at least one, shape (n,).
+            numbers: of the messages among each one's, shape (n,).
+            payload: of the messages.
+            ttl_s: their time to live.
+            now: time in s.
+        """
+        return CohortRequest(
+            int(clients[0]),
+            int(numbers[0]),
+            payload,
+            "train",
+            "",
+            ttl_s,
+            self._epoch + now,
+            clients=clients,
+            dispatches=numbers,
+        )
 
     def post(self, dispatch: Dispatch) -> None:
         """Keeps a dispatch that is sent now."""

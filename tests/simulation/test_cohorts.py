@@ -18,7 +18,7 @@ from fl.clients import Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.execution import SerialExecutor
-from fl.execution.contract import Payload, Request, RunInfo, Workload
+from fl.execution.contract import CohortRequest, Payload, Request, RunInfo, Workload
 from fl.flower.records import model_record
 from fl.models import LogisticRegression
 from fl.randomness import SEED_KEY
@@ -116,6 +116,13 @@ def drawn_fleet(seed: int, n: int | None = None) -> Fleet:
     )
 
 
+def asked(request: Request) -> list[tuple[int, int]]:
+    """Returns whom a request asks, and for the how-manieth time."""
+    if isinstance(request, CohortRequest):
+        return list(zip(request.clients.tolist(), request.dispatches.tolist(), strict=True))
+    return [(request.client, request.dispatch)]
+
+
 class Left:
     """What a run leaves behind, and how many of its rounds were arrays."""
 
@@ -143,7 +150,7 @@ class Left:
         submit = executor.submit
 
         def submitting(wave: Sequence[Request]) -> None:
-            self.waves.append([(request.client, request.dispatch) for request in wave])
+            self.waves.append([pair for request in wave for pair in asked(request)])
             submit(wave)
 
         executor.submit = submitting  # type: ignore[method-assign]

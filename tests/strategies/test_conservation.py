@@ -111,11 +111,16 @@ class WatchedGrid(SimGrid):
         self.ledger = Ledger()
         ledger, control = self.ledger, self.control
         applied, discarded, cancel = control.applied, control.discarded, control.cancel
-        rejected = control.rejected
+        at_once, rejected = control.applied_at_once, control.rejected
 
         def on_applied(name, *rest, **more):
             ledger.turns(name, "replied", "applied")
             applied(name, *rest, **more)
+
+        def on_applied_at_once(names, metrics):
+            for name in names:
+                ledger.turns(name, "replied", "applied")
+            at_once(names, metrics)
 
         def on_discarded(name, *rest):
             ledger.turns(name, "replied", "discarded")
@@ -130,7 +135,7 @@ class WatchedGrid(SimGrid):
             return cancel(name)
 
         control.applied, control.discarded, control.cancel = on_applied, on_discarded, on_cancel
-        control.rejected = on_rejected
+        control.applied_at_once, control.rejected = on_applied_at_once, on_rejected
 
     def push_messages(self, messages):
         messages = list(messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
@@ -609,3 +610,32 @@ def test_a_task_of_which_a_deployment_never_speaks_again_has_failed_when_its_tim
     assert all(reply.has_error() for _, reply in failed)
     assert len(tasks) == 0
     assert tasks.idle() == grid.get_node_ids()
+
+
+def test_idle_clients_are_those_that_are_there_and_have_no_task_after_every_change():
+    class Numbered(WallGrid):
+        numbered, pushed = True, 0
+
+        def present(self):
+            return self.there
+
+        def push_messages(self, messages):
+            names = [f"m{self.pushed + i}" for i, _ in enumerate(messages)]
+            self.pushed += len(names)
+            return names
+
+    assume_identity()
+    grid, rng = Numbered(), random.Random(0)
+    everybody = [node_id(i) for i in range(400)]
+    grid.there = everybody
+    tasks = Tasks(grid, ttl_s=60.0)
+    for _ in range(60):
+        some = rng.choice((1, 3, 150))  # a few changes are made one by one
+        if rng.random() < 0.2:
+            grid.there = sorted(rng.sample(everybody, 300))
+        if rng.random() < 0.5:
+            tasks.send(RecordDict(), rng.sample(everybody, some), None)
+        for task in rng.sample(list(tasks), min(some, len(tasks))):
+            tasks.cancel(task)
+        nodes = tasks.nodes()
+        assert tasks.idle() == [node for node in nodes if not tasks.busy(node)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,14 +109,11 @@ class Assembler:
         if fitting is not None:
             deadline = None
             steps = min(steps, fitting)
-        return replace(
-            task,
-            server=instructions.server,
-            scalars=instructions.scalars,
-            steps=steps,
-            deadline_s=deadline,
-            classes=self._classes(task.rows) if instructions.own_classes else None,
-        )
+        task.server, task.scalars = instructions.server, instructions.scalars
+        task.steps, task.deadline_s = steps, deadline
+        if instructions.own_classes:
+            task.classes = self._classes(task.rows)
+        return task
 
     def model(self, asked: Asked) -> Training:
         """Returns a task of no steps: the model that the client goes on with, and its examples.

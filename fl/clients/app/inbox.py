@@ -128,6 +128,15 @@ class Instructions:
         return self._inbox.reader.row(self._model)
 
     @cached_property
+    def is_row(self) -> bool:
+        """Whether the model is its row: float32 throughout, in the order of the clients' own."""
+        layout, record = self._inbox.layout, self._records.get(ARRAYS_KEY)
+        if not isinstance(record, ArrayRecord) or not layout.is_plain:
+            return False
+        came = [(name, array.dtype) for name, array in record.items()]
+        return came == [(entry.name, entry.dtype) for entry in layout.entries]
+
+    @cached_property
     def carried(self) -> dict[str, Array]:
         """Entries of it outside the row."""
         return carried(self._inbox.layout, self._model) if self._inbox.layout.carried else {}

@@ -15,6 +15,7 @@ from fl.clients.app.home import STATE_KEY, Home
 from fl.clients.app.inbox import ARRAYS_KEY, MEMORY_KEY
 from fl.clients.app.training import Trained, Training
 from fl.clients.rule import Rule
+from fl.flower.cohort_content import cohort_content
 from fl.flower.content import content_of
 from fl.flower.payload import payload_bytes
 from fl.flower.private import trusted_record
@@ -74,6 +75,31 @@ class Outbox:
                     kept[STATE_KEY] = local
             replies.append((content_of(items), kept))
         return replies
+
+    def together(
+        self,
+        trainings: Sequence[Training],
+        idle: Sequence[int],
+        parts: Sequence[tuple[Sequence[int], Trained]],
+    ) -> RecordDict:
+        """Returns the one answer of clients that send a model of nothing but float32.
+
+        Args:
+            trainings: of the clients.
+            idle: places of those that had no step to do.
+            parts: places of the others, and what came of them.
+        """
+        take, n = self._home.sent.take, len(trainings)
+        rows = np.empty((n, self._layout.size), np.float32)
+        reports: list[tuple[int, float, int]] = [(0, 0.0, 0)] * n
+        for i in idle:
+            rows[i] = take(as_tensor(trainings[i].row)).numpy()
+        for members, trained in parts:
+            rows[members] = take(trained.rows).numpy()
+            for i, loss, steps in zip(members, trained.losses, trained.steps, strict=True):
+                reports[i] = trainings[i].examples, loss, steps
+        columns = zip(METRICS, zip(*reports, strict=True), strict=True)
+        return cohort_content(rows, {name: list(column) for name, column in columns})
 
     def unchanged(self, training: Training) -> tuple[RecordDict, dict[str, ArrayRecord]]:
         """Returns the content of the reply where there was no step to do, and nothing to keep."""

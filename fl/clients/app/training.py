@@ -59,6 +59,27 @@ class Training:
         """Number of training examples the client has."""
         return len(self.rows)
 
+    def again(self, message_id: str) -> Training:
+        """Returns the same for another message; `dataclasses.replace` takes five times as long."""
+        return Training(
+            self.seed,
+            self.client,
+            message_id,
+            self.rows,
+            self.row,
+            self.carried,
+            self.server,
+            self.memory,
+            self.scalars,
+            self.steps,
+            self.batch_size,
+            self.deadline_s,
+            self.in_order,
+            self.model,
+            self.mixture,
+            self.classes,
+        )
+
 
 def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Returns the same tensors on a device; those that are there are not copied."""

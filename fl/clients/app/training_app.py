@@ -43,7 +43,7 @@ from fl.clients.app.outbox import METRICS_KEY, Outbox, metrics_reply
 from fl.clients.app.planner import Planner, check_amount, evaluated_by_default
 from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
-from fl.clients.app.training import Training, found_device
+from fl.clients.app.training import Trained, Training, found_device
 from fl.clients.app.uplink import Uplink
 from fl.clients.composing import composed
 from fl.clients.contact import Contact
@@ -54,6 +54,7 @@ from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
 from fl.execution.contract import (
+    CohortRequest,
     ForeseenAnswers,
     ForeseenCosts,
     Payload,
@@ -64,6 +65,7 @@ from fl.execution.contract import (
     Workload,
 )
 from fl.flower.content import content_of
+from fl.flower.identity import message_id
 from fl.flower.messages import with_content
 from fl.models import Measures, copy_of, drop_weights
 from fl.randomness import SEED_KEY, global_generators
@@ -356,6 +358,29 @@ class TrainingApp(ClientApp, PlannedApp):
             for content, context in zip(contents, contexts, strict=True)
         ]
 
+    def train_cohort(self, cohort: CohortRequest, run: RunInfo) -> Result:
+        """Returns the one answer of clients that train together; of one, what it does alone.
+
+        Raises:
+            ConfigError: the request makes no sense.
+        """
+        instructions: Instructions = cohort.payload.read_by(self)
+        seed, sent_s = run.run_config.get(SEED_KEY), cohort.created_at - DRIFT_BEGINS
+        partitions = (cohort.clients % run.num_partitions).tolist()
+        trainings, of_partition = [], dict[int, Training]()
+        for partition, client, dispatch in zip(
+            partitions, cohort.clients.tolist(), cohort.dispatches.tolist(), strict=True
+        ):
+            name, known = message_id(client, dispatch), of_partition.get(partition)
+            if known is None:
+                asked = Asked(instructions, name, partition, seed, None, sent_s)
+                training = of_partition[partition] = self._assembler.training(asked)
+            else:
+                training = known.again(name)
+            trainings.append(training)
+        idle, parts = self._parts(trainings)
+        return Result(content=self._outbox.together(trainings, idle, parts))
+
     def _train(self, message: Message, context: Context) -> Message:
         (content,) = self._through_links([message], [context])
         return Message(content, reply_to=message)
@@ -392,24 +417,26 @@ class TrainingApp(ClientApp, PlannedApp):
         self, trainings: Sequence[Training]
     ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
         """Returns the contents of replies before compression, and what each client has to keep."""
-        done: dict[int, tuple[RecordDict, dict[str, ArrayRecord]]] = {}
-        working = []
-        for i, training in enumerate(trainings):
-            if training.steps:
-                working.append(i)
-            else:
-                done[i] = self._outbox.unchanged(training)
+        idle, parts = self._parts(trainings)
+        done = {i: self._outbox.unchanged(trainings[i]) for i in idle}
+        for members, trained in parts:
+            replies = self._outbox.trained([trainings[i] for i in members], trained)
+            done.update(zip(members, replies, strict=True))
+        return [done[i] for i in range(len(trainings))]
+
+    def _parts(
+        self, trainings: Sequence[Training]
+    ) -> tuple[list[int], list[tuple[list[int], Trained]]]:
+        """Does trainings; returns the places of those without a step, and what came of others."""
+        working = [i for i, training in enumerate(trainings) if training.steps]
         # One that trains among several is a program all the same: who else has nothing to do must
         # not change its bits.
         if len(trainings) == 1:
             parts = [([0], self._trainer.alone(trainings[0]))] if working else []
         else:
             parts = self._trainer.together([trainings[i] for i in working])
-        for members, trained in parts:
-            chosen = [working[i] for i in members]
-            replies = self._outbox.trained([trainings[i] for i in chosen], trained)
-            done.update(zip(chosen, replies, strict=True))
-        return [done[i] for i in range(len(trainings))]
+        idle = [i for i, training in enumerate(trainings) if not training.steps]
+        return idle, [([working[i] for i in members], trained) for members, trained in parts]
 
     def _evaluate(self, message: Message, context: Context) -> Message:
         if self.downlink is not None and is_compressed(message.content):
@@ -566,9 +593,12 @@ class TrainingApp(ClientApp, PlannedApp):
     def costs(self, payload: Payload, partitions: NDArray[np.int64]) -> ForeseenCosts | None:
         """Returns what the answers of the clients that hold these partitions cost.
 
-        None if more decides than how many examples a client has.
+        None if more decides than how many examples a client has, or a model is more than its row.
         """
         if not self.learns or self.has_mods or self._unforeseen(payload):
+            return None
+        instructions: Instructions = payload.read_by(self)
+        if not instructions.is_row:
             return None
         sizes = self._sizes[partitions % self.data.num_partitions]
         _, first, which = np.unique(sizes, return_index=True, return_inverse=True)

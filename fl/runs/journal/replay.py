@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fl.errors import ConfigError
-from fl.execution.contract import Payload, Request, Result, RunInfo
+from fl.execution.contract import CohortRequest, Payload, Request, Result, RunInfo
 from fl.execution.executor import AppSource, Executor
 from fl.runs.journal.encoding import checksum, encode
 from fl.runs.journal.journal import Journal
@@ -77,6 +77,7 @@ class Journaled(Executor):
     def __init__(self, executor: Executor, journal: Journal, *, keeps_errors: bool = True) -> None:
         self._executor = executor
         self._journal = journal
+        self.max_batch = executor.max_batch
         self._keeps_errors = keeps_errors
         self._waves: dict[Request, _Wave] = {}  # of open members; in order of submission
         self._payloads: weakref.WeakKeyDictionary[Payload, int] = weakref.WeakKeyDictionary()
@@ -184,12 +185,16 @@ class Journaled(Executor):
                 self._payloads[payload] = checksum(encode({}, {"content": payload.content}))
             except (TypeError, ValueError):  # somebody's own kind of array: not compared
                 self._payloads[payload] = 0
+        others = []
+        if isinstance(request, CohortRequest):
+            others = [checksum([request.clients.tobytes(), request.dispatches.tobytes()])]
         return [
             request.client,
             request.dispatch,
             request.message_type,
             request.work,
             self._payloads[payload],
+            *others,
         ]
 
     def _close(self, request: Request) -> None:

@@ -19,11 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.simulation.kernel.dispatch import Stage
-from fl.simulation.kernel.events import EventQueue, Priority
-from fl.simulation.kernel.port import LinkPort
 from fl.simulation.kernel.trace import ROW_TYPE, Event
-from fl.simulation.kernel.water_filling import slack
+from fl.simulation.kernel.water_filling import WaterFilling, slack
 from fl.simulation.world.availability import DistinctChanges
 from fl.simulation.world.fleet import Fleet
 
@@ -260,16 +257,6 @@ def _in_order(who: Whole, times: Seconds) -> Whole:
 # ---- transfers -----------------------------------------------------------------------------------
 
 
-class _Moving:
-    """A transfer, as a port sees it: each client has one at a time."""
-
-    __slots__ = ("client", "stage")
-
-    def __init__(self, place: int) -> None:
-        self.client = place
-        self.stage = Stage.DOWNLOADING
-
-
 def _transfers(
     capacity_bps: float,
     who: Whole,
@@ -311,42 +298,39 @@ def _shared(
     caps: Seconds,
     leaves: Seconds,
 ) -> tuple[Whole, Seconds]:
-    """Likewise over a link that they share, event by event."""
-    queue = EventQueue()
+    """Likewise over a link that they share, event by event, with the alarms of a `Port`."""
+    comes = np.flatnonzero(~(leaves < begins))
+    who, begins, leaves = who[comes], begins[comes], leaves[comes]
+    goes = np.flatnonzero(np.isfinite(leaves))
+    goes = _in_order(goes, leaves[goes])
+    size, cap = (8.0 * sizes[comes]).tolist(), caps[comes].tolist()
+    begin, going, n = begins.tolist(), goes.tolist(), len(comes)
+    leave = leaves[goes].tolist()
+    begin.append(math.inf)
+    leave.append(math.inf)
+    link = WaterFilling(capacity_bps)
     ended: list[int] = []
     times: list[float] = []
-    size, cap = sizes.tolist(), caps.tolist()
-    coming, in_flight = 0, set[int]()
-
-    def start(i: int) -> None:
-        nonlocal coming
-        if port.armed == queue.now or (times and times[-1] == queue.now):
-            raise Tangled("a transfer begins where another may end")
-        coming -= 1
-        in_flight.add(i)
-        flow: Any = _Moving(i)
-        port.start(i, flow, size[i], cap[i])
-
-    def arrived(flow: Any) -> None:
-        in_flight.discard(flow.client)
-        ended.append(flow.client)
-        times.append(queue.now)
-
-    def leave(i: int) -> None:
-        if i in in_flight:
-            in_flight.discard(i)
-            port.abort(i)
-
-    port = LinkPort(capacity_bps, queue, arrived)
-    for i, (begin, left) in enumerate(zip(begins.tolist(), leaves.tolist(), strict=True)):
-        if left < begin:
-            continue
-        coming += 1
-        queue.schedule(begin, Priority.PROGRESS, start, i)
-        if math.isfinite(left):
-            queue.schedule(left, Priority.AVAILABILITY, leave, i)
-    while coming or in_flight:
-        queue.run_instant()
+    coming = gone = 0
+    armed = math.inf  # when the alarm is
+    while coming < n or link:
+        start, away = begin[coming], leave[gone]
+        if start <= away and start < armed:
+            link.add(start, coming, size[coming], cap[coming])
+            coming += 1
+        elif armed <= away:
+            if start == armed:
+                raise Tangled("a transfer begins where another may end")
+            done = link.pop_completed(armed)
+            ended += done
+            times += [armed] * len(done)
+            armed = math.inf
+        else:
+            gone += 1
+            if going[gone - 1] not in link:
+                continue
+            link.remove(away, going[gone - 1])
+        armed = min(armed, link.next_completion())
     return who[np.array(ended, np.int64)], np.array(times)
 
 

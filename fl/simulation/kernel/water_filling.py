@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from heapq import heapify, heappop, heappush
-from operator import attrgetter
+from itertools import count
 
 from fl.errors import SimulationError
 
@@ -36,13 +36,92 @@ class _Group:
         self.moved = False  # whether it changed sides since that entry was made
 
 
-_CAP = attrgetter("cap")
+_NEAR = 64  # groups that come near at a time
+_MOST_NEAR = 1024  # before half of them are far
+
+
+class _Side:
+    """The groups on one side of the level, those next to it first.
+
+    The nearest are a list, whose end is next to the level: a level that swings over many caps moves
+    them one by one for an addition each. The others are a heap, so that what comes or goes far away
+    does not move all of them.
+
+    Args:
+        sign: 1 if the slowest are the farthest from the level, -1 if the fastest are.
+    """
+
+    __slots__ = ("_far", "_gone", "_groups", "_keys", "_numbers", "_sign")
+
+    def __init__(self, sign: float) -> None:
+        self._sign = sign
+        self._keys: list[float] = []  # of the near ones, ascending
+        self._groups: list[_Group] = []  # likewise
+        self._far: list[tuple[float, int, _Group]] = []  # a heap; without flows: gone
+        self._gone = 0  # at most so many of these
+        self._numbers = count()
+
+    def nearest(self) -> _Group | None:
+        """Returns the group next to the level; None if there is none."""
+        if not self._groups and self._far:
+            self._approach()
+        return self._groups[-1] if self._groups else None
+
+    def pop(self) -> None:
+        """Takes off the group that `nearest` has returned."""
+        self._keys.pop()
+        self._groups.pop()
+
+    def push(self, group: _Group) -> None:
+        """Takes a group that comes over the level."""
+        self._keys.append(self._sign * group.cap)
+        self._groups.append(group)
+        if len(self._keys) > _MOST_NEAR:
+            half = _MOST_NEAR // 2
+            for key, far in zip(self._keys[:half], self._groups[:half], strict=True):
+                heappush(self._far, (-key, next(self._numbers), far))
+            del self._keys[:half], self._groups[:half]
+
+    def add(self, group: _Group) -> None:
+        """Takes a group with a cap that no other has."""
+        key, keys = self._sign * group.cap, self._keys
+        if keys and key > keys[0]:
+            place = bisect_left(keys, key)
+            keys.insert(place, key)
+            self._groups.insert(place, group)
+        else:
+            heappush(self._far, (-key, next(self._numbers), group))
+
+    def remove(self, group: _Group) -> None:
+        """Takes off a group, which has no flows any more."""
+        key, keys = self._sign * group.cap, self._keys
+        if keys and key >= keys[0]:
+            place = bisect_left(keys, key)
+            del keys[place], self._groups[place]
+            return
+        self._gone += 1
+        if self._gone > len(self._far) // 2 + 64:
+            self._far = [entry for entry in self._far if entry[2].count]
+            heapify(self._far)
+            self._gone = 0
+
+    def _approach(self) -> None:
+        """Brings the next ones near; none is."""
+        while self._far and len(self._keys) < _NEAR:
+            key, _, group = heappop(self._far)
+            if group.count:
+                self._keys.append(-key)
+                self._groups.append(group)
+            else:
+                self._gone -= 1
+        self._keys.reverse()
+        self._groups.reverse()
 
 
 class WaterFilling:
     """Flows on a link of finite capacity.
 
-    Groups are kept in order of their caps: the first ones are free, the rest are held.
+    The slower groups are free, the others are held, see `_Side`.
 
     A group's next end is in one of two heaps, of times and of volumes. While the group is free the
     time is right however the level changes, while it is held the volume is. When it changes sides
@@ -63,8 +142,7 @@ class WaterFilling:
         self._volume = 0.0  # bits that a flow held all the time has got
         self._flows: dict[int, tuple[_Group, float]] = {}  # flow -> group, counter at the end
         self._groups: dict[float, _Group] = {}  # by cap
-        self._order: list[_Group] = []  # by cap, ascending
-        self._free_groups = 0  # so many at the front of them are free
+        self._free, self._held = _Side(1.0), _Side(-1.0)
         self._free_units = 0  # sum of the caps of free flows
         self._held_count = 0  # number of held flows
         self._free_ends: list[tuple[float, int, _Group]] = []  # (time, stamp, group)
@@ -179,11 +257,10 @@ class WaterFilling:
         group = self._groups.get(cap)
         if group is None:
             # A cap between the two sides begins free; `_fill` says where it belongs.
-            order, place = self._order, bisect_left(self._order, cap, key=_CAP)
-            held = place > self._free_groups
+            slowest = self._held.nearest()
+            held = slowest is not None and slowest.cap < cap
             group = _Group(cap, held, self._volume if held else self._now)
-            order.insert(place, group)
-            self._free_groups += not held
+            (self._held if held else self._free).add(group)
             self._groups[cap] = group
             end = size
         else:
@@ -209,8 +286,7 @@ class WaterFilling:
         heap = group.heap
         if group.count == 0:
             del self._groups[group.cap]
-            del self._order[bisect_left(self._order, group.cap, key=_CAP)]
-            self._free_groups -= not group.held
+            (self._held if group.held else self._free).remove(group)
             group.stamp = 0
         elif heap[0] == (end, flow):
             while not self._current(group, heap[0]):
@@ -265,29 +341,28 @@ class WaterFilling:
                 self._restart_volume()
             if self._free_units <= self._units:
                 return
-        order, free, now, volume = self._order, self._free_groups, self._now, self._volume
+        free, held, now, volume = self._free, self._held, self._now, self._volume
         spare, count = self._units - self._free_units, self._held_count
-        while free > 0:
-            group = order[free - 1]
+        while (group := free.nearest()) is not None:
             if group.units * count <= spare:
                 break
-            free -= 1
+            free.pop()
+            held.push(group)
             spare += group.units * group.count
             count += group.count
             group.served += group.cap * (now - group.mark)
             group.mark = volume
             group.held = group.moved = True
-        while free < len(order):
-            group = order[free]
+        while (group := held.nearest()) is not None:
             if group.units * count > spare:
                 break
-            free += 1
+            held.pop()
+            free.push(group)
             spare -= group.units * group.count
             count -= group.count
             group.served += volume - group.mark
             group.mark = now
             group.held, group.moved = False, True
-        self._free_groups = free
         self._free_units, self._held_count = self._units - spare, count
         if count:
             self._level = spare / (count * int(_UNITS_PER_BPS))

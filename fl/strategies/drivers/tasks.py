@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -26,6 +27,7 @@ TTL_S = 30 * 86400.0
 """Time to live of messages whose replies may come at any time: longer than any task."""
 
 _RARELY = 30.0  # times the shortest pause between two looks for clients
+_FEW = 100  # clients that have become busy or idle: with more, all are looked at again
 
 _MOST_FAILURES = 1000  # in a row: then none will ever succeed,
 _FAILURES_EACH = 10  # if every task in flight has failed so often;
@@ -220,7 +222,11 @@ class Tasks(Generic[Memo]):
         self._ends: list[tuple[float, int, float]] = []  # (when, node, since): of others
         self._factor = patience
         self._patience: dict[str, Patience] = {}  # by kind of work
-        self._nodes: tuple[float, list[int]] = (-math.inf, [])
+        self._present = view.nodes
+        self._nodes: tuple[float, Sequence[int]] = (-math.inf, [])
+        self._idle: list[int] = []  # of them, in ascending order, but for who has changed since
+        self._idle_of: Sequence[int] | None = None
+        self._changed: dict[int, None] = {}  # clients that have become busy or idle
         self._heard_s = self.now()
 
     def __len__(self) -> int:
@@ -249,11 +255,11 @@ class Tasks(Generic[Memo]):
         """Returns the grid's time in s."""
         return self.clock.now()
 
-    def nodes(self) -> list[int]:
+    def nodes(self) -> Sequence[int]:
         """Returns the clients that are available, asking the grid once an instant."""
         asked_at, nodes = self._nodes
         if asked_at != self.now():
-            nodes = list(self._grid.get_node_ids())
+            nodes = self._present()
             self._nodes = (self.now(), nodes)
         return nodes
 
@@ -261,9 +267,28 @@ class Tasks(Generic[Memo]):
         """Returns how many tasks a client has that are not lost."""
         return len(self._of_node.get(node, ()))
 
-    def idle(self) -> list[int]:
-        """Returns the available clients that are not busy."""
-        return [node for node in self.nodes() if node not in self._of_node]
+    def idle(self) -> Sequence[int]:
+        """Returns the available clients that are not busy, until one of them is sent something.
+
+        Few become busy, or idle, from one call to the next of a strategy that asks after every
+        event: the others are not looked at.
+        """
+        nodes, busy = self.nodes(), self._of_node
+        if not busy:
+            return nodes
+        if self._idle_of is not nodes or len(self._changed) > _FEW or not self.numbered:
+            self._idle = [node for node in nodes if node not in busy]
+            self._idle_of = nodes
+        else:
+            for node in self._changed:
+                place = bisect_left(self._idle, node)
+                if place < len(self._idle) and self._idle[place] == node:
+                    if node in busy:
+                        del self._idle[place]
+                elif node not in busy and _holds(nodes, node):
+                    self._idle.insert(place, node)
+        self._changed.clear()
+        return self._idle
 
     def prompt(self) -> list[int]:
         """Returns the available clients that are not late."""
@@ -351,6 +376,7 @@ class Tasks(Generic[Memo]):
             own = self._of_node.setdefault(task.node, {})
             own[task.message_id] = task
             if len(own) == 1:
+                self._changed[task.node] = None
                 self._wait_for(task.node)
         return tasks
 
@@ -477,6 +503,7 @@ class Tasks(Generic[Memo]):
 
     def _do_without(self, node: int) -> None:
         del self._of_node[node], self._silent_since[node]
+        self._changed[node] = None
         self._late.discard(node)
         self._new.pop(node, None)
 
@@ -521,3 +548,9 @@ class Tasks(Generic[Memo]):
         for name, task in self._of_node[node].items():
             if self._in_flight.pop(name, None) is not None:
                 self.became_late.append(task)
+
+
+def _holds(nodes: Sequence[int], node: int) -> bool:
+    """Returns whether a client is among some in ascending order."""
+    place = bisect_left(nodes, node)
+    return place < len(nodes) and nodes[place] == node

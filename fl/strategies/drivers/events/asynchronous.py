@@ -161,7 +161,7 @@ class Events(Combining):
         for config, alike in groupby(told, key=lambda pair: pair[1]):
             server.send([node for node, _ in alike], config)
 
-    def _free(self, server: Server) -> list[int]:
+    def _free(self, server: Server) -> Sequence[int]:
         holds = self.rule.holds(self.state)
         idle = server.tasks.idle()
         return [node for node in idle if node not in holds] if holds else idle

@@ -435,8 +435,13 @@ class Server:
             self.stay(error)
             return False
         self.model.clusters = clusters
-        for update, age in zip(contributors, stale, strict=True):
-            self.control.applied(update.task.message_id, age, update.metrics, polled=polled)
+        if len(stale) > 1 and not any(stale) and not polled:
+            names = [update.task.message_id for update in contributors]
+            self.control.applied_at_once(names, [update.metrics for update in contributors])
+        else:
+            for update, age in zip(contributors, stale, strict=True):
+                name = update.task.message_id
+                self.control.applied(name, age, update.metrics, polled=polled)
         self.control.stepped(self.version, model=self.name)
         self.evaluate()
         return True

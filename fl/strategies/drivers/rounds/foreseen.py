@@ -132,15 +132,17 @@ def _read(
 ) -> list[Update] | None:
     """Returns the updates of a cohort; None if one of them cannot be used."""
     sent, updates = Sent(server.version, server.w, config), []
-    for message_id, node, received_s, content in trained.replies:
-        task = Task(message_id, node, began, sent)
-        try:
-            update = server.model.read(task, content, strategy.arrayrecord_key, received_s)
-        except ConfigError:
+    for name, node, received_s, row, metrics in zip(
+        trained.message_ids,
+        trained.nodes,
+        trained.received_s,
+        trained.rows,
+        trained.metrics,
+        strict=True,
+    ):
+        if row.shape != server.w.shape or strategy.refuses(metrics) is not None:
             return None
-        if strategy.refuses(update.metrics) is not None:
-            return None
-        updates.append(update)
+        updates.append(Update(Task(name, node, began, sent), row, metrics, received_s, {}))
     return updates
 
 

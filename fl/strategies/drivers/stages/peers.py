@@ -68,7 +68,7 @@ class StagePeers:
         self._free: dict[int, float] = {}  # when each peer's last answer came
         self._contents: dict[float, RecordDict] = {}
         self._given_up: set[str] = set()  # whose answers may still come
-        self._nodes: list[int] = []
+        self._nodes: Sequence[int] = []
         self._there: frozenset[int] = frozenset()
         self.waiting: Counter[int] = Counter()
 
