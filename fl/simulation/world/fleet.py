@@ -28,6 +28,7 @@ from fl.simulation.world.devices import Devices, TaskSeconds
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.networks.network import NetworkModel
 from fl.simulation.world.power import Power
+from fl.simulation.world.radio import Radios
 
 _POSITIVE = "positive and finite"
 _UNLIMITED = "positive"
@@ -70,6 +71,7 @@ class Fleet:
         network: links between the clients' own and the server's; None has none.
         power: below which power devices compute; None is full power.
         battery: of the devices; None has none, or they never run down.
+        radios: of the devices, by their states, in place of `devices.radio_w`; None has that.
 
     Raises:
         ConfigError: see `check`.
@@ -89,6 +91,7 @@ class Fleet:
     network: NetworkModel | None = None
     power: Power | None = None
     battery: Battery | None = None
+    radios: Radios | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -324,6 +327,11 @@ class Fleet:
         if self.power is not None:
             is_a("power", self.power, Power)
             self.power.check_kinds(devices.kinds)
+        if self.radios is not None and self.radios.kind.shape != (n,):
+            raise ConfigError(
+                f"radios are for {self.radios.kind.shape} clients, the fleet has {n}. Give one for "
+                "each."
+            )
         if self.battery is not None:
             is_a("battery", self.battery, Battery)
             self.battery.capacities(devices)
