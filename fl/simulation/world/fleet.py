@@ -14,11 +14,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
-
 from fl.checks import boolean, is_a
 from fl.errors import ConfigError
-from fl.randomness import normals, uniform
+from fl.randomness import client_key, normal_of, normals
 from fl.simulation.kernel.links import Indices, Links, PeerLinks, ServerLink
 from fl.simulation.kernel.routes import Routes, Way, routed
 from fl.simulation.world.availability import Availability
@@ -172,8 +170,7 @@ class Fleet:
             seconds = flops / self.devices.flops.item(client)
             sigma = self.devices.jitter
             if sigma > 0:
-                # The scalar form of fl.randomness.normals.
-                z = float(ndtri(uniform(self.seed, "jitter", client, dispatch) + 2.0**-54))
+                z = normal_of(client_key(self.seed, "jitter", client), dispatch)
                 seconds *= math.exp(sigma * z - sigma * sigma / 2)
         return seconds * self.slowdown(client, dispatch)
 

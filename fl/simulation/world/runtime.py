@@ -51,11 +51,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from scipy.special import ndtri
-
 from fl.checks import at_least, boolean, not_negative, positive, read_if
 from fl.errors import ConfigError
-from fl.randomness import uniform_of
+from fl.randomness import normal_of
 
 _MOST_SIGMA = 20.0  # so that exp(sigma z - sigma**2 / 2) is above 0 for every z that is drawn
 
@@ -217,8 +215,7 @@ class Runtime:
             seconds = self.first_start_s
         sigma = self.start_sigma
         if sigma > 0:
-            z = float(ndtri(uniform_of(key, dispatch) + 2.0**-54))
-            seconds *= math.exp(sigma * z - sigma * sigma / 2)
+            seconds *= math.exp(sigma * normal_of(key, dispatch) - sigma * sigma / 2)
         return seconds
 
     def found_after(self, missing_s: float) -> float:
