@@ -118,7 +118,10 @@ def figures() -> Iterator[Figure]:
         what, states = f"Wi-Fi radio at work, {phone}", radio("wifi").base_w
         yield Figure(what, watts, wifi, "W", tutor, 2010, states)
     huang = "Huang et al. (MobiSys), second-hand"
-    for name, network, then, down, up in (("LTE", "4g", LTE, 13, 6), ("Wi-Fi", "wifi", WIFI, 20, 10)):
+    for name, network, then, down, up in (
+        ("LTE", "4g", LTE, 13, 6),
+        ("Wi-Fi", "wifi", WIFI, 20, 10),
+    ):
         flat, now = NETWORKS[network].radio_w - idle, radio(network)
         if name == "LTE":
             yield Figure("LTE radio, no data", then.base_w, flat, "W", huang, 2012, now.base_w)

@@ -215,9 +215,7 @@ class SimPeers:
         received = float(sent.mean()) if len(sent) else 0.0
         for client, size, on_s in zip(plan.clients, sent.tolist(), busy.tolist(), strict=True):
             self._reducing[client] = end
-            self._engine.spend_radio(
-                client, on_s, end - seconds, end, received=received, sent=size
-            )
+            self._engine.spend_radio(client, on_s, end - seconds, end, received=received, sent=size)
             # Sums of fractions of bytes, which rounding may leave above a whole number.
             row = (kind, client, max(0, math.ceil(size * (1 - 1e-12) - 1e-6)), seconds)
             if end > self._engine.queue.now:

@@ -68,7 +68,13 @@ def test_transfers_closer_than_the_tail_share_one_and_wake_nothing_up() -> None:
 def test_tails_are_paid_for_the_seconds_in_which_nothing_is_sent_and_the_radio_is_ready(
     gaps: list[tuple[float, float]], tail_s: float
 ) -> None:
-    ready, used, now, ready_s, last = airtime(Radio(0.0, tail_s=tail_s, tail_w=1.0)), 0.0, 0.0, 0.0, 0.0
+    ready, used, now, ready_s, last = (
+        airtime(Radio(0.0, tail_s=tail_s, tail_w=1.0)),
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
     for i, (gap, length) in enumerate(gaps):
         now += gap
         if i:
@@ -92,7 +98,9 @@ def test_engine_bills_bits_seconds_and_tails() -> None:
 
 
 def test_states_that_draw_one_power_are_the_flat_power() -> None:
-    client = Client(flops=7.0, down_bps=999.0, up_bps=77.0, latency_s=0.3, idle_w=0.25, radio_w=1.25)
+    client = Client(
+        flops=7.0, down_bps=999.0, up_bps=77.0, latency_s=0.3, idle_w=0.25, radio_w=1.25
+    )
     flat = fleet_of([client])
     runs = []
     for fleet in (flat, with_radios(flat, Radio(base_w=1.0))):
@@ -166,8 +174,8 @@ def test_states_change_the_joules_of_phones_and_no_time() -> None:
 
 
 def test_key_of_a_radio_that_cannot_be_is_named_in_full() -> None:
-    with pytest.raises(ConfigError, match=r"fleet\.radio\.4g\.tail_s"):
-        fl.run(*FEW, "fleet/radio=states", "fleet.radio.4g.tail_s=-1")
+    with pytest.raises(ConfigError, match=r"tail_s is -1"):
+        fl.run(*FEW, "fleet/radio=states", "fleet.radio={4g:{tail_s:-1}}")
 
 
 def test_rounds_with_states_take_events() -> None:

@@ -69,8 +69,9 @@ class Nodes:
         self._starts_ahead = runtime.starts_ahead
         clients = np.arange(len(fleet))
         # Columns: drawn one by one they would be most of what a client's first task costs.
-        self._task_phase = uniforms(fleet.seed, "task-poll", clients)
-        self._node_phase = uniforms(fleet.seed, "node-poll", clients)
+        phase_of = np.zeros_like(clients) if runtime.together else clients
+        self._task_phase = uniforms(fleet.seed, "task-poll", phase_of)
+        self._node_phase = uniforms(fleet.seed, "node-poll", phase_of)
         self._start_key = client_keys(fleet.seed, "app-start", clients)
         self._trace = trace
         self._nodes: dict[int, _Node] = {}

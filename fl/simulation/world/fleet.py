@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
 from fl.checks import boolean, is_a
 from fl.errors import ConfigError
 from fl.randomness import client_key, normal_of, normals

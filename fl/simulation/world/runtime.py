@@ -39,6 +39,9 @@ twice as long each time, at most object_retry_most_s.
 What the processor does for start, decode, encode and steps takes `reference_flops` over the
 device's FLOP/s as long, if that is given: then one table is for fast and slow devices.
 
+With `together` the clients' nodes were started at one moment, as those of a deployment on one
+machine are, and look in one phase; otherwise each has phases of its own.
+
 Heat. A device that has computed long slows down, and recovers: h goes to 1 with time constant
 heat_s while it computes, to 0 while it does not, and its speed is 1 - (1 - sustained) h. So W s of
 work take the t for which
@@ -115,6 +118,7 @@ class Runtime:
         server_work_w: power of the server while it does one of these, W.
         server_idle_w: and the rest of the time.
         relayed: what clients send each other goes through the server, as messages.
+        together: all nodes look for messages and tasks in the same phase, which is drawn.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -156,9 +160,11 @@ class Runtime:
     server_work_w: float = 0.0
     server_idle_w: float = 0.0
     relayed: bool = False
+    together: bool = False
 
     def __post_init__(self) -> None:
         boolean("relayed", self.relayed)
+        boolean("together", self.together)
         boolean("starts_ahead", self.starts_ahead)
         at_least("framing_bytes", self.framing_bytes, 0)
         at_least("chunk_bytes", self.chunk_bytes, 1)
@@ -170,6 +176,7 @@ class Runtime:
                 positive(name, getattr(self, name))
         own = {
             "relayed",
+            "together",
             "starts_ahead",
             "lanes",
             "chunk_bytes",

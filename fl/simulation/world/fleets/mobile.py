@@ -190,9 +190,7 @@ def mobile(
     )
 
 
-def _radios(
-    radio: Mapping[str, Radio], network: NDArray[np.int16], names: Sequence[str]
-) -> Radios:
+def _radios(radio: Mapping[str, Radio], network: NDArray[np.int16], names: Sequence[str]) -> Radios:
     """Returns the radios of clients, each on one of the networks that are named."""
     for name in radio:
         if name not in names:

@@ -77,10 +77,10 @@ def volunteers(
 
     Speed is 30% of the single-precision peak of a GPU: those that free notebooks give (T4 8.1, P100
     9.3, half of a K80 4.1 TFLOP/s) and one for games (13 TFLOP/s); peaks are those of the data
-    sheets, from memory. The power of the P100's machine is what the GPU was measured to draw (179 W,
-    Zeus, NSDI 2023) over its share of a server's, 0.7 (Dodge et al. 2022). Their shares, the share
-    that cannot be reached, the delays and the other powers are our assumptions, as are the lengths
-    of sessions (`WeibullSessions`).
+    sheets, from memory. The power of the P100's machine is what the GPU was measured to draw
+    (179 W, Zeus, NSDI 2023) over its share of a server's, 0.7 (Dodge et al. 2022). Their shares,
+    the share that cannot be reached, the delays and the other powers are our assumptions, as are
+    the lengths of sessions (`WeibullSessions`).
 
     Args:
         num_clients: n.
