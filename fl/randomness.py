@@ -80,6 +80,11 @@ def uniform_of(key: int, index: int) -> float:
     return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
+def normal_of(key: int, index: int) -> float:
+    """Returns the scalar form of `normals`, to the last bit, from a `client_key`."""
+    return float(ndtri(uniform_of(key, index) + 2.0**-54))
+
+
 def uniforms(
     seed: int, purpose: str, clients: ArrayLike, index: ArrayLike = 0
 ) -> NDArray[np.float64]:
@@ -94,13 +99,19 @@ def uniforms(
     Returns:
         float64, shape (n,), each in [0, 1).
     """
-    ids = np.asarray(clients, dtype=np.int64).astype(np.uint64)
     rounds = np.asarray(index, dtype=np.int64).astype(np.uint64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what the hash is made of
-        z = np.uint64(_purpose_key(seed, purpose)) + (ids + np.uint64(1)) * np.uint64(_GOLDEN)
-        z = _mix_array(z) + (rounds + np.uint64(1)) * np.uint64(_GOLDEN)
+        z = client_keys(seed, purpose, clients) + (rounds + np.uint64(1)) * np.uint64(_GOLDEN)
         z = _mix_array(z)
     return np.asarray((z >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+
+
+def client_keys(seed: int, purpose: str, clients: ArrayLike) -> NDArray[np.uint64]:
+    """Returns the `client_key` of several clients, shape (n,)."""
+    ids = np.asarray(clients, dtype=np.int64).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        z = np.uint64(_purpose_key(seed, purpose)) + (ids + np.uint64(1)) * np.uint64(_GOLDEN)
+        return _mix_array(z)
 
 
 def _mix_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -66,6 +66,7 @@ GROUPS = {
     "partition": 1,
     "fleet": 2,
     "fleet/availability": 1,
+    "fleet/radio": 1,
     "network": 1,
     "power": 1,
     "battery": 1,

@@ -31,6 +31,7 @@ WITHOUT_A_CONTRACT = {
     "executor": "where clients run changes no result",
     "goal": "sets keys of the root, as `experiment` does",
     "fleet/checkpointing": "three modes of one model, `fl.simulation.Checkpointing`",
+    "fleet/radio": "numbers of one model, `fl.simulation.world.radio.Radio`",
     "length": "sets keys of the root, as `experiment` does",
     "tasks": "names members of data, partition, model and client",
 }

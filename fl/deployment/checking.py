@@ -19,6 +19,9 @@ from fl.errors import ConfigError
 from fl.extras import check_importable
 from fl.runs.trust import check_targets
 
+_FITS = 3  # of a start, each with the waiting that is predicted with the last
+_PHASES = 5  # draws of when nodes look, in a prediction of times that knows nothing of it
+
 
 @dataclass(frozen=True, eq=False)
 class Timed:
@@ -99,8 +102,9 @@ def check(
 def fit_start(runs: Sequence[Path], name: str, folder: Path, more: Sequence[str] = ()) -> None:
     """Sets the start_s of a runtime to that with which messages take as long as in real runs.
 
-    It is the median of what messages took, less what is predicted of them beside the start. As an
-    app may start while its message comes, that depends a little on the start: so it is done twice.
+    It is the median of what messages took, less what is predicted of them beside the start: in the
+    mean of several draws of when nodes look, as a few messages of one draw wait for what chance
+    says. As waiting depends a little on the start, it is done more than once.
 
     Args:
         runs: directories of deployments' runs.
@@ -117,11 +121,11 @@ def fit_start(runs: Sequence[Path], name: str, folder: Path, more: Sequence[str]
 
     reals = [measured(run) for run in runs]
     start: list[str] = []  # as the file has it
-    for _ in range(2):
+    for _ in range(_FITS):
         left: list[float] = []
         for real in reals:
-            simulated = predicted(real.overrides, name, folder, [*start, *more])
-            beside = simulated.times["message, mean"] - simulated.start_s
+            drawn = in_phases(real.overrides, name, folder, [*start, *more])
+            beside = mean(run.times["message, mean"] - run.start_s for run in drawn)
             left += (real.messages - beside).tolist()
         found = with_interval(left)
         if found.value < 0:
@@ -200,6 +204,15 @@ def predicted(overrides: Sequence[str], name: str, folder: Path, more: Sequence[
     messages = _messages(kinds, trace.time, trace.client, trace.dispatch)
     shares = run.summary["extra"].get("time_shares", {}).get("clients", {})
     return Timed(overrides, run.summary, run.history, messages, shares, start_s)
+
+
+def in_phases(
+    overrides: Sequence[str], name: str, folder: Path, more: Sequence[str] = ()
+) -> list[Timed]:
+    """Returns `predicted` for several draws of when nodes look, and of how long starts take."""
+    return [
+        predicted(overrides, name, folder, [*more, f"fleet.seed={seed}"]) for seed in range(_PHASES)
+    ]
 
 
 def _messages(

@@ -73,8 +73,11 @@ class _Direction:
             pass
         finally:
             pieces.put_nowait((0.0, b""))
-            with suppress(ConnectionError):
-                await giving
+            try:
+                with suppress(ConnectionError):
+                    await giving
+            finally:
+                giving.cancel()
             with suppress(ConnectionError, OSError):
                 writer.write_eof()
 
@@ -171,9 +174,9 @@ class ShapedLink:
             return
         try:
             await asyncio.sleep(2 * self._shape.delay_s)
-            await asyncio.gather(
-                self._up.carry(reader, there), self._down.carry(from_there, writer)
-            )
+            async with asyncio.TaskGroup() as both:  # of which none outlives the other
+                both.create_task(self._up.carry(reader, there))
+                both.create_task(self._down.carry(from_there, writer))
         finally:
             for each in (writer, there):
                 each.close()

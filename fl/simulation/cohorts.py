@@ -56,6 +56,8 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
         return "the network has links between the clients' own and the server's"
     if fleet.power is not None:
         return "each task has a power cap of its own"
+    if fleet.radios is not None:
+        return "what a transfer costs depends on when its client's radio was last used"
     if fleet.battery is not None:
         return "who is there depends on what batteries have been used for"
     if fleet.job is not None:

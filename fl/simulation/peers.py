@@ -95,8 +95,8 @@ class SimPeers:
         arrival = max(queue.now, since + fleet.peers.latency_s(i, j) + seconds)
         lost = fleet.faults.loses_transfer(fleet.seed, i, j, index)
         kind = Event.TRANSFER_LOST if lost else Event.TRANSFER
-        self._engine.spend_radio(i, seconds / fanout)
-        self._engine.spend_radio(j, seconds / fanin)
+        self._engine.spend_radio(i, seconds / fanout, since, arrival, sent=size)
+        self._engine.spend_radio(j, seconds / fanin, since, arrival, received=size)
         sent = (kind, j, size, float(i))
         if arrival > queue.now:
             queue.schedule(arrival, Priority.PROGRESS, self._sent, sent)
@@ -208,10 +208,14 @@ class SimPeers:
     def _charge(
         self, kind: Event, plan: _Plan, end: float, seconds: float, sent: Reals, busy: Reals
     ) -> None:
-        """Has clients send so many bytes each until then, with their radios on for so long."""
+        """Has clients send so many bytes each until then, with their radios on for so long.
+
+        What somebody has sent others have received: each of them the mean, to its radio.
+        """
+        received = float(sent.mean()) if len(sent) else 0.0
         for client, size, on_s in zip(plan.clients, sent.tolist(), busy.tolist(), strict=True):
             self._reducing[client] = end
-            self._engine.spend_radio(client, on_s)
+            self._engine.spend_radio(client, on_s, end - seconds, end, received=received, sent=size)
             # Sums of fractions of bytes, which rounding may leave above a whole number.
             row = (kind, client, max(0, math.ceil(size * (1 - 1e-12) - 1e-6)), seconds)
             if end > self._engine.queue.now:

@@ -231,7 +231,7 @@ def test_starts_are_found_in_the_messages_of_a_run(run, tmp_path, capsys):
     assert "start_s is" in capsys.readouterr().out
     with composed(["runtime=mine"], path=(f"file://{tmp_path}",)) as config:
         # Polls at other times are within their periods.
-        assert config.runtime.start_s == pytest.approx(5.1, abs=1.0)
+        assert config.runtime.start_s == pytest.approx(5.1, abs=0.5)
 
 
 @pytest.mark.parametrize("words", [["1x"], ["a", "--nodes", "0"], ["a", "--check", "nowhere"]])

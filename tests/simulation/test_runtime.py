@@ -355,7 +355,24 @@ def test_what_peers_send_goes_through_the_server_if_it_is_relayed():
     assert sent == {False: 0, True: 1000}
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Runtime) if f.name != "relayed"])
+def test_nodes_that_were_started_together_look_together():
+    fleet = fleet_of([Client()] * 3)
+    looks = {}
+    for together in (False, True):
+        runtime = Runtime(poll_s=3.0, task_poll_s=1.0, together=together)
+        grid = grid_of(fleet, flops=1.0, runtime=runtime)
+        grid.send_and_receive([message_to(client) for client in range(3)])
+        looks[together] = [
+            len({round(seconds, 9) for seconds in values(grid.trace, kind)})
+            for kind in (E.CLIENT_POLL, E.TASK_POLL)
+        ]
+    assert looks == {False: [3, 3], True: [1, 1]}
+
+
+SWITCHES = ("relayed", "together")
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Runtime) if f.name not in SWITCHES])
 def test_a_term_out_of_its_range_is_refused_by_name(name):
     with pytest.raises(ConfigError, match=rf"^{name} is -1"):
         Runtime(**{name: -1})

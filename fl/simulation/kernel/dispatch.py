@@ -49,6 +49,7 @@ class Dispatch:
         size_up: bytes of the reply.
         terms: s that the runtime has added so far, see `fl.simulation.kernel.nodes`.
         idle_s, compute_s, radio_s: what it has taken of the device so far, s.
+        radio_j: what its transfers have taken so far, J, where radios have states.
         past_s: what the device computed for it before the message came, s, for its energy.
         asked_cap: share of full power at which the server has it worked on; None if it says none.
         speed, draw: shares of full speed, and of the power of that, with which the device computes.
@@ -84,6 +85,7 @@ class Dispatch:
         "objects",
         "past_s",
         "plan",
+        "radio_j",
         "radio_s",
         "ready_s",
         "reply",
@@ -142,6 +144,7 @@ class Dispatch:
         self.load_w = 0.0
         self.load_since = 0.0
         self.drained_j = 0.0
+        self.radio_j = 0.0
         self.radio_s = 0.0
         self.metadata = metadata
         self.request = request

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from fl.simulation.kernel.airtime import Airtime
 from fl.simulation.kernel.charges import Charges
 from fl.simulation.kernel.dispatch import Dispatch, Stage
 from fl.simulation.kernel.events import EventQueue, Priority
@@ -118,6 +119,7 @@ class Engine:
             self.charges = Charges(fleet, fleet.battery, trace, lambda: self.queue.now)
         self.presence: Availability = fleet.availability if self.charges is None else self.charges
         self._flow = 0
+        self._airtime = None if fleet.radios is None else Airtime(fleet, fleet.radios)
         self._downlink, self._uplink = ports(fleet, self.queue, self._downloaded, self._uploaded)
         self._clients: dict[int, _Client] = {}  # only while they have dispatches
         self._nodes = None if runtime is None else Nodes(runtime, fleet, trace)
@@ -245,6 +247,8 @@ class Engine:
         now = self.queue.now
         dispatch.flow = -1
         dispatch.radio_s += now - dispatch.stage_began
+        if self._airtime is not None:
+            self._bill_transfer(self._airtime, dispatch, dispatch.size_down)
         self.bytes_down += dispatch.size_down
         if dispatch.faults.lose_download:
             self._end(dispatch, Event.DOWNLOAD_LOST, dispatch.size_down)
@@ -378,6 +382,8 @@ class Engine:
         now = self.queue.now
         dispatch.flow = -1
         dispatch.radio_s += now - dispatch.stage_began
+        if self._airtime is not None:
+            self._bill_transfer(self._airtime, dispatch, dispatch.size_up)
         self.bytes_up += dispatch.size_up
         if dispatch.faults.lose_upload:
             self._end(dispatch, Event.UPLOAD_LOST, dispatch.size_up)
@@ -385,6 +391,15 @@ class Engine:
         self.trace.record(now, Event.UPLOAD_END, dispatch.client, dispatch.number, dispatch.size_up)
         self._settle(dispatch)
         self.host.replied(dispatch)
+
+    def _bill_transfer(
+        self, airtime: Airtime, dispatch: Dispatch, size: int, left_bits: float = 0.0
+    ) -> None:
+        """Adds what a transfer of so many bytes has taken that ends now, but for what is left."""
+        bits = max(0.0, 8.0 * (size + self._framing) - left_bits)
+        began, now = dispatch.stage_began, self.queue.now
+        down, up = (bits, 0.0) if dispatch.stage is Stage.DOWNLOADING else (0.0, bits)
+        dispatch.radio_j += airtime.joules(dispatch.client, began, now, now - began, down, up)
 
     def _next_flow(self) -> int:
         self._flow += 1
@@ -440,9 +455,12 @@ class Engine:
         self.trace.record(now, kind, dispatch.client, dispatch.number, size)
         if dispatch.stage in (Stage.DOWNLOADING, Stage.UPLOADING) and kind in _INTERRUPTIONS:
             dispatch.radio_s += max(0.0, now - dispatch.stage_began)
+            downloads, left = dispatch.stage is Stage.DOWNLOADING, math.inf
             if dispatch.flow >= 0:
-                port = self._downlink if dispatch.stage is Stage.DOWNLOADING else self._uplink
-                port.abort(dispatch.flow)
+                left = (self._downlink if downloads else self._uplink).abort(dispatch.flow)
+            if self._airtime is not None and now > dispatch.stage_began:
+                size = dispatch.size_down if downloads else dispatch.size_up
+                self._bill_transfer(self._airtime, dispatch, size, left)
         elif dispatch.stage is Stage.COMPUTING:
             dispatch.compute_s = max(0.0, now - dispatch.stage_began)
             dispatch.stage = Stage.DONE
@@ -521,9 +539,32 @@ class Engine:
         if not client.waiting and not client.taken:
             del self._clients[dispatch.client]
 
-    def spend_radio(self, client: int, seconds: float) -> None:
-        """Counts the joules of a client's radio that is on for so many seconds."""
-        joules = self.fleet.devices.radio_w.item(client) * seconds
+    def spend_radio(
+        self,
+        client: int,
+        seconds: float,
+        began_s: float,
+        ended_s: float,
+        *,
+        received: float = 0.0,
+        sent: float = 0.0,
+    ) -> None:
+        """Counts the joules of a transfer between clients, for one of them.
+
+        Args:
+            client: whose radio is on for it.
+            seconds: for how long, s.
+            began_s: when it began, s.
+            ended_s: when it ended, s.
+            received: bytes that came.
+            sent: bytes that went.
+        """
+        if self._airtime is None:
+            joules = self.fleet.devices.radio_w.item(client) * seconds
+        else:
+            joules = self._airtime.joules(
+                client, began_s, ended_s, seconds, 8.0 * received, 8.0 * sent
+            )
         self.energy_j["radio"] += joules
         if self.charges is not None:
             self.charges.spend(client, joules)
@@ -539,7 +580,10 @@ class Engine:
         elif dispatch.stage is Stage.QUEUED:
             watts = devices.idle_w.item(client)
         elif dispatch.stage in (Stage.DOWNLOADING, Stage.UPLOADING) and dispatch.ready_s is None:
-            watts = devices.radio_w.item(client)
+            if self._airtime is None:
+                watts = devices.radio_w.item(client)
+            else:
+                watts = self._airtime.watts(client)
         dispatch.drained_j += dispatch.load_w * (now - dispatch.load_since)
         self.charges.add_load(client, watts - dispatch.load_w)
         dispatch.load_w, dispatch.load_since = watts, now
@@ -553,7 +597,9 @@ class Engine:
         busy_s = dispatch.compute_s + dispatch.past_s
         self.busy_s += busy_s
         compute_j = devices.compute_w.item(client) * busy_s * dispatch.draw
-        radio_j = devices.radio_w.item(client) * dispatch.radio_s
+        radio_j = dispatch.radio_j
+        if self._airtime is None:
+            radio_j = devices.radio_w.item(client) * dispatch.radio_s
         idle_j = devices.idle_w.item(client) * dispatch.idle_s
         energy_j["compute"] += compute_j
         energy_j["radio"] += radio_j

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from fl.randomness import client_key, uniform
+import numpy as np
+
+from fl.randomness import client_keys, uniforms
 from fl.simulation.kernel.dispatch import Dispatch
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.world.fleet import Fleet
@@ -65,6 +67,12 @@ class Nodes:
             math.inf if runtime.keep_alive_s is None else runtime.keep_alive_s,
         )
         self._starts_ahead = runtime.starts_ahead
+        clients = np.arange(len(fleet))
+        # Columns: drawn one by one they would be most of what a client's first task costs.
+        phase_of = np.zeros_like(clients) if runtime.together else clients
+        self._task_phase = uniforms(fleet.seed, "task-poll", phase_of)
+        self._node_phase = uniforms(fleet.seed, "node-poll", phase_of)
+        self._start_key = client_keys(fleet.seed, "app-start", clients)
         self._trace = trace
         self._nodes: dict[int, _Node] = {}
         self._looked: dict[int, float] = {}  # when a client's node has looked, as far as is known
@@ -80,11 +88,11 @@ class Nodes:
             rtt_s + runtime.call_s,
             runtime.connect_trips * rtt_s,
             every_s,
-            runtime.task_poll_s * uniform(fleet.seed, "task-poll", client),
+            runtime.task_poll_s * self._task_phase.item(client),
             1.0 if reference is None else reference / fleet.devices.flops.item(client),
-            client_key(fleet.seed, "app-start", client),
+            self._start_key.item(client),
         )
-        self._looked.setdefault(client, -every_s * uniform(fleet.seed, "node-poll", client))
+        self._looked.setdefault(client, -every_s * self._node_phase.item(client))
         return node
 
     # ---- looking for messages --------------------------------------------------------------------

@@ -95,15 +95,19 @@ class Port(ABC):
     def _add(self, flow: int, dispatch: Dispatch, size_bits: float, cap_bps: float) -> None:
         """Starts a flow."""
 
-    def abort(self, flow: int) -> None:
-        """Ends a transfer that does not arrive."""
+    def abort(self, flow: int) -> float:
+        """Ends a transfer that does not arrive; returns the bits that it had still to carry.
+
+        They are infinitely many where it has not begun, as its size is not known here.
+        """
         if flow in self._ramping:
             self._ramping.remove(flow)
-            return
+            return math.inf
         dispatch = self._dispatches.pop(flow)
-        self._shared.remove(self._queue.now, flow)
+        left = self._shared.remove(self._queue.now, flow)
         self._leave({flow: dispatch})
         self._arm()
+        return left
 
     def _leave(self, gone: dict[int, Dispatch]) -> None:
         """Gives what flows that left the link had of their clients' own links to the others."""

@@ -14,11 +14,10 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fl.checks import boolean, is_a
 from fl.errors import ConfigError
-from fl.randomness import normals, uniform
+from fl.randomness import client_key, normal_of, normals
 from fl.simulation.kernel.links import Indices, Links, PeerLinks, ServerLink
 from fl.simulation.kernel.routes import Routes, Way, routed
 from fl.simulation.world.availability import Availability
@@ -28,6 +27,7 @@ from fl.simulation.world.devices import Devices, TaskSeconds
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.networks.network import NetworkModel
 from fl.simulation.world.power import Power
+from fl.simulation.world.radio import Radios
 
 _POSITIVE = "positive and finite"
 _UNLIMITED = "positive"
@@ -70,6 +70,7 @@ class Fleet:
         network: links between the clients' own and the server's; None has none.
         power: below which power devices compute; None is full power.
         battery: of the devices; None has none, or they never run down.
+        radios: of the devices, by their states, in place of `devices.radio_w`; None has that.
 
     Raises:
         ConfigError: see `check`.
@@ -89,6 +90,7 @@ class Fleet:
     network: NetworkModel | None = None
     power: Power | None = None
     battery: Battery | None = None
+    radios: Radios | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -169,8 +171,7 @@ class Fleet:
             seconds = flops / self.devices.flops.item(client)
             sigma = self.devices.jitter
             if sigma > 0:
-                # The scalar form of fl.randomness.normals.
-                z = float(ndtri(uniform(self.seed, "jitter", client, dispatch) + 2.0**-54))
+                z = normal_of(client_key(self.seed, "jitter", client), dispatch)
                 seconds *= math.exp(sigma * z - sigma * sigma / 2)
         return seconds * self.slowdown(client, dispatch)
 
@@ -324,6 +325,11 @@ class Fleet:
         if self.power is not None:
             is_a("power", self.power, Power)
             self.power.check_kinds(devices.kinds)
+        if self.radios is not None and self.radios.kind.shape != (n,):
+            raise ConfigError(
+                f"radios are for {self.radios.kind.shape} clients, the fleet has {n}. Give one for "
+                "each."
+            )
         if self.battery is not None:
             is_a("battery", self.battery, Battery)
             self.battery.capacities(devices)

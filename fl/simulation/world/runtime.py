@@ -39,6 +39,9 @@ twice as long each time, at most object_retry_most_s.
 What the processor does for start, decode, encode and steps takes `reference_flops` over the
 device's FLOP/s as long, if that is given: then one table is for fast and slow devices.
 
+With `together` the clients' nodes were started at one moment, as those of a deployment on one
+machine are, and look in one phase; otherwise each has phases of its own.
+
 Heat. A device that has computed long slows down, and recovers: h goes to 1 with time constant
 heat_s while it computes, to 0 while it does not, and its speed is 1 - (1 - sustained) h. So W s of
 work take the t for which
@@ -51,11 +54,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from scipy.special import ndtri
-
 from fl.checks import at_least, boolean, not_negative, positive, read_if
 from fl.errors import ConfigError
-from fl.randomness import uniform_of
+from fl.randomness import normal_of
 
 _MOST_SIGMA = 20.0  # so that exp(sigma z - sigma**2 / 2) is above 0 for every z that is drawn
 
@@ -117,6 +118,7 @@ class Runtime:
         server_work_w: power of the server while it does one of these, W.
         server_idle_w: and the rest of the time.
         relayed: what clients send each other goes through the server, as messages.
+        together: all nodes look for messages and tasks in the same phase, which is drawn.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -158,9 +160,11 @@ class Runtime:
     server_work_w: float = 0.0
     server_idle_w: float = 0.0
     relayed: bool = False
+    together: bool = False
 
     def __post_init__(self) -> None:
         boolean("relayed", self.relayed)
+        boolean("together", self.together)
         boolean("starts_ahead", self.starts_ahead)
         at_least("framing_bytes", self.framing_bytes, 0)
         at_least("chunk_bytes", self.chunk_bytes, 1)
@@ -172,6 +176,7 @@ class Runtime:
                 positive(name, getattr(self, name))
         own = {
             "relayed",
+            "together",
             "starts_ahead",
             "lanes",
             "chunk_bytes",
@@ -217,8 +222,7 @@ class Runtime:
             seconds = self.first_start_s
         sigma = self.start_sigma
         if sigma > 0:
-            z = float(ndtri(uniform_of(key, dispatch) + 2.0**-54))
-            seconds *= math.exp(sigma * z - sigma * sigma / 2)
+            seconds *= math.exp(sigma * normal_of(key, dispatch) - sigma * sigma / 2)
         return seconds
 
     def found_after(self, missing_s: float) -> float:

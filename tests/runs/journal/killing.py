@@ -115,7 +115,7 @@ KEEPING = {
         *("fleet/availability=always", "power=dvfs", "power.choice=deadline"),
         *("power.within_s=0.1", "battery=phone", "battery.capacity_j=0.2", "battery.other_w=0.01"),
         *("battery.charger_w=0.5", "fleet/availability@battery.plugged=exponential"),
-        *("battery.plugged.mean_on_s=0.3", "battery.plugged.mean_off_s=0.3"),
+        *("battery.plugged.mean_on_s=0.3", "battery.plugged.mean_off_s=0.3", "fleet/radio=states"),
     ],
     "filters that learn": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedconv", "num_clients=8", "num_rounds=5"),

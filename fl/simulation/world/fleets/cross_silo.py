@@ -28,7 +28,7 @@ def cross_silo(
     workstation_idle_w: float = 60.0,
     server_idle_w: float = 150.0,
     workstation_compute_w: float = 150.0,
-    server_compute_w: float = 450.0,
+    server_compute_w: float = 315.0,
     jitter: float = 0.02,
     slowest_bps: float = 100e6,
     fastest_bps: float = 1e9,
@@ -46,9 +46,11 @@ def cross_silo(
 
     Speed is 30% of the single-precision peak of a GPU: NVIDIA T4 (8.1 TFLOP/s, 16 GB, 70 W) in a
     workstation, V100 PCIe (14 to 15.7 TFLOP/s, 32 GB, 250 to 300 W) in a server; peaks are those of
-    the data sheets, from memory. The 30%, the power of the whole machines, the links (100 Mb/s to
-    1 Gb/s, log-uniform, equal in both directions) and the latencies are our assumptions: silos
-    differ too much for one published figure.
+    the data sheets, from memory. A server that trains draws what a V100 was measured to draw, 220 W
+    (Zeus, NSDI 2023, ResNet-50), over its share of a server's power, 0.7 (Dodge et al. 2022). The
+    30%, the other powers of whole machines, the links (100 Mb/s to 1 Gb/s, log-uniform, equal in
+    both directions) and the latencies are our assumptions: silos differ too much for one published
+    figure.
 
     Args:
         num_clients: n.

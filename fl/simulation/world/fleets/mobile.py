@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.checks import is_a
+from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, ServerLink
 from fl.simulation.world.availability import Availability, Diurnal
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.fleets.columns import choices, client_ids, log_normals, look_up
+from fl.simulation.world.radio import Radio, Radios
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ def mobile(
     availability: Availability | None = None,
     faults: Faults | None = FAULTS,
     prefetch: bool = False,
+    radio: Mapping[str, Radio] | None = None,
 ) -> Fleet:
     """Returns a fleet of phones.
 
@@ -140,9 +147,10 @@ def mobile(
         availability: who is online when; None means `Diurnal` with its defaults, 5% to 25%.
         faults: what goes wrong with tasks; None means nothing.
         prefetch: clients download messages while they compute; see `Fleet`.
+        radio: by kind of network, in place of its `radio_w`; see `Radio`. None is that power alone.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or a network has no radio while others have.
     """
     clients = client_ids(num_clients)
     kind = choices(seed, "device-class", clients, {k: p.share for k, p in phones.items()})
@@ -178,4 +186,22 @@ def mobile(
         availability=Diurnal(num_clients, seed) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
+        radios=None if radio is None else _radios(radio, network, list(networks)),
     )
+
+
+def _radios(radio: Mapping[str, Radio], network: NDArray[np.int16], names: Sequence[str]) -> Radios:
+    """Returns the radios of clients, each on one of the networks that are named."""
+    for name in radio:
+        if name not in names:
+            raise ConfigError(
+                f"radio has {name!r}, which is no network of the fleet: they are {', '.join(names)}"
+            )
+    for name in names:
+        if name not in radio:
+            raise ConfigError(
+                f"radio has none for {name!r}: give one for each network, {', '.join(names)}, or "
+                "leave radio out"
+            )
+        is_a(f"radio.{name}", radio[name], Radio, "_target_: fl.simulation.world.radio.Radio")
+    return Radios(network, [radio[name] for name in names])

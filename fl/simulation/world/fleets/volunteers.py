@@ -43,7 +43,7 @@ FAULTS = Faults(detection_s=30.0)
 
 MACHINES = {
     "t4": MachineClass(0.5, 2.4e12, 16 * 2.0**30, 60.0, 150.0),
-    "p100": MachineClass(0.2, 2.8e12, 16 * 2.0**30, 80.0, 350.0),
+    "p100": MachineClass(0.2, 2.8e12, 16 * 2.0**30, 80.0, 255.0),
     "k80": MachineClass(0.1, 1.2e12, 12 * 2.0**30, 80.0, 250.0),
     "gaming": MachineClass(0.2, 3.9e12, 8 * 2.0**30, 70.0, 320.0),
 }
@@ -77,8 +77,10 @@ def volunteers(
 
     Speed is 30% of the single-precision peak of a GPU: those that free notebooks give (T4 8.1, P100
     9.3, half of a K80 4.1 TFLOP/s) and one for games (13 TFLOP/s); peaks are those of the data
-    sheets, from memory. Their shares, the share that cannot be reached, the delays and the power
-    are our assumptions, as are the lengths of sessions (`WeibullSessions`).
+    sheets, from memory. The power of the P100's machine is what the GPU was measured to draw
+    (179 W, Zeus, NSDI 2023) over its share of a server's, 0.7 (Dodge et al. 2022). Their shares,
+    the share that cannot be reached, the delays and the other powers are our assumptions, as are
+    the lengths of sessions (`WeibullSessions`).
 
     Args:
         num_clients: n.
