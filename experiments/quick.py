@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,6 +148,25 @@ def _() -> Measured:
         gains.append(ddp_s / (compute_s + link_s))
     said = " and ".join(f"{gain:.2f}" for gain in gains)
     return f"ResNet-18, 100 ms a step: {said} times at 1 and 10 Gbit/s", min(gains) > 1
+
+
+@check("scaling_laws", "the slower the link")
+def _() -> Measured:
+    page = script("scaling_laws/run.py")
+    width, rate, steps = 8, "0.03", {}
+    with tempfile.TemporaryDirectory() as folder:
+        runs = page["KeptRuns"](Path(folder), page["QUIET"])
+        curves = {
+            h: page["trained"](runs, "final", width, h, rate, 0).history for h in page["EVERY"]
+        }
+    target = max(min(row["loss"] for row in rows) for rows in curves.values())
+    for h, rows in curves.items():
+        at, losses = [h * row["round"] for row in rows], [row["loss"] for row in rows]
+        steps[h] = page["crossing"](at, losses, target)
+    best = {}
+    for gbps in (1e4, 0.1):
+        best[gbps] = min(steps, key=lambda h: steps[h] * (0.1 + 32 / (h * gbps)))
+    return f"H = {best[1e4]} at 10,000 Gbit/s, {best[0.1]} at 0.1", best[1e4] < best[0.1]
 
 
 @check("flag", "at the authors' m and one iteration")
