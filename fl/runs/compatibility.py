@@ -22,6 +22,7 @@ from fl.clients import (
     Direction,
     Gradient,
     LocalOptimizer,
+    Projected,
     TrainingApp,
 )
 from fl.compression import Participation, Receivers, Shapes, check_broadcast
@@ -42,7 +43,7 @@ class Refusal:
     """Choices that do not go together.
 
     {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
-    {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is chosen, {fitting}
+    {edges}, {lacking}, {needed}, {projections} and {forgotten} in the texts stand for what is chosen, {fitting}
     and {home} for what could be.
 
     Attributes:
@@ -74,6 +75,7 @@ class Refusal:
             forgotten=choice.forgotten,
             needed=getattr(choice.traits.client_rule, "__name__", ""),
             edges=choice.traits.edges,
+            projections=choice.projections or "none",
             **kinds,
         )
 
@@ -86,6 +88,7 @@ class Refusal:
             lacking="...",
             needed="that rule",
             edges="so many",
+            projections="others",
         )
         instead = self.instead.format(
             edges="...",
@@ -446,6 +449,22 @@ REFUSALS = (
         "in {strategy} another than the client says how much local work there is between two "
         "exchanges",
         "leave client/contact out, or use another strategy, for example cdfl or fedasync",
+    ),
+    Refusal(
+        "Estimates of gradients and stages",
+        lambda c: c.estimator is not None and c.traits.meets == "stages",
+        "client.estimator is set",
+        "machines of {strategy} pass the gradient of their stage on to the one before",
+        "leave client/estimator out, or use another strategy",
+    ),
+    Refusal(
+        "Gradients charged as projections, and strategies that do not project them",
+        lambda c: isinstance(c.estimator, Projected) and c.projections != c.estimator.samples,
+        "client.estimator is Projected",
+        "it stands for as many projections as clients send, and {strategy} has them send "
+        "{projections}",
+        "set client.estimator.samples to that with strategy=just_one_byte, and use "
+        "client/estimator=two_point elsewhere",
     ),
     Refusal(
         "Local layers and strategies that step by gradients",

@@ -44,6 +44,7 @@ from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
 from fl.clients.contact import Contact
 from fl.clients.correction import Corrected, Correction
+from fl.clients.estimator import Estimator
 from fl.clients.local_first import LocalFirst
 from fl.clients.local_layers import LocalLayers
 from fl.clients.local_optimizer import LocalOptimizer
@@ -156,6 +157,7 @@ class TrainingApp(ClientApp, PlannedApp):
         rule: what a local step does.
         correction: of the gradients that the rule follows; None leaves them as they are.
         local_layers: which layers stay with the client; None keeps none there.
+        estimator: of the gradients that the rule and the correction get; None takes gradients.
         contact: when a client ends its task before all of the local work is done; None never does.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
@@ -197,6 +199,7 @@ class TrainingApp(ClientApp, PlannedApp):
         *,
         correction: Correction | None = None,
         local_layers: LocalLayers | None = None,
+        estimator: Estimator | None = None,
         contact: Contact | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
@@ -244,10 +247,16 @@ class TrainingApp(ClientApp, PlannedApp):
                 f"contact is {contact!r:.80}; it must be null, or have a _target_ that makes a "
                 "fl.clients.Contact"
             )
+        if estimator is not None and not isinstance(estimator, Estimator):
+            raise ConfigError(
+                f"estimator is {estimator!r:.80}; it must be null, or have a _target_ that makes a "
+                "fl.clients.Estimator"
+            )
         self.device = _found_device(device)
         self.data = data
         self.correction = correction
         self.local_layers = local_layers
+        self.estimator = estimator
         self.contact = contact
         self.batch_size = batch_size
         self.local_epochs = local_epochs
@@ -276,6 +285,14 @@ class TrainingApp(ClientApp, PlannedApp):
         self.rule = rule if correction is None else _corrected(rule, correction)
         if local_layers is not None and local_layers.first is not None:
             self.rule = _local_first(rule, correction, local_layers.first)
+        if estimator is not None:
+            if self.rule.differentiates:
+                raise ConfigError(
+                    f"estimator is {type(estimator).__name__}, and "
+                    f"{type(correction or rule).__name__} takes derivatives of a batch that it "
+                    "does not estimate: leave client/estimator out, or use another client"
+                )
+            self.estimator = estimator = estimator.for_model(self._model, self.home.whole)
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
@@ -288,6 +305,7 @@ class TrainingApp(ClientApp, PlannedApp):
             self.home.whole,
             data,
             self.rule,
+            estimator=estimator,
             batch_size=batch_size,
             local_epochs=local_epochs,
             local_steps=local_steps,
@@ -301,6 +319,7 @@ class TrainingApp(ClientApp, PlannedApp):
             data,
             self.rule,
             local=self.home.local,
+            estimator=estimator,
             train=train,
             shuffle=shuffle,
             drop_last=drop_last,
