@@ -16,15 +16,18 @@ LSVI = runpy.run_path(
 AsyncLSVI, Data, LinearMDP, play = (LSVI[n] for n in ("AsyncLSVI", "Data", "LinearMDP", "play"))
 
 
+RIDGE = 0.01
+
+
 def mdp_of(seed=0, *, states=6, actions=3, p=3, horizon=3):
     rng = np.random.default_rng(seed)
     return LinearMDP.drawn(rng, states=states, actions=actions, p=p, horizon=horizon)
 
 
-def played(alpha, agents, *, beta=0.1, episodes=300, mdp=None, shared=True):
+def played(alpha, agents, *, beta=0.5, episodes=200, mdp=None, shared=True):
     rng = np.random.default_rng(1)
     active = rng.integers(agents, size=episodes)
-    return play(AsyncLSVI(alpha, beta), mdp or mdp_of(), active, rng, shared=shared)
+    return play(AsyncLSVI(alpha, beta, RIDGE), mdp or mdp_of(), active, rng, shared=shared)
 
 
 def test_the_best_value_is_that_of_the_best_policy_of_all():
@@ -61,13 +64,13 @@ def test_sums_are_as_good_as_the_transitions_themselves():
 
 def test_with_alpha_zero_agents_talk_after_every_episode():
     for agents in (1, 4):
-        assert played(0.0, agents).talks.sum() == 300
+        assert played(0.0, agents, episodes=40).talks.sum() == 40
 
 
 def test_regret_is_what_the_policy_that_is_played_is_worth_less():
-    mdp, first = mdp_of(), AsyncLSVI(0.0, 0.1).init(mdp_of())[0]
+    mdp, first = mdp_of(), AsyncLSVI(0.0, 0.5, RIDGE).init(mdp_of())[0]
     worth = mdp.values()[0, 0] - mdp.values(first.policy)[0, 0]
-    assert played(0.0, 1).regret[0] == pytest.approx(worth)
+    assert played(0.0, 1, episodes=1).regret[0] == pytest.approx(worth)
 
 
 def test_agents_that_never_talk_never_learn():
@@ -85,12 +88,12 @@ def test_one_agent_is_the_same_alone():
 @pytest.mark.parametrize("agents", [1, 4])
 @pytest.mark.parametrize("alpha", [1 / 16, 1.0])
 def test_agents_talk_no_more_than_determinants_can_grow(agents, alpha):
-    episodes, mdp = 600, mdp_of()
+    episodes, mdp = 400, mdp_of()
     of = played(alpha, agents, episodes=episodes, mdp=mdp)
     p = mdp.phi.shape[-1]
-    each = p * math.log(1 + episodes / p) / math.log(1 + alpha)
+    each = p * math.log(1 + episodes / (RIDGE * p)) / math.log(1 + alpha)
     assert of.triggers.max() <= each
-    rule = AsyncLSVI(alpha, 0.1)
+    rule = AsyncLSVI(alpha, 0.5, RIDGE)
     assert 0 < of.talks.sum() <= rule.most_triggers(episodes, mdp.horizon, p, agents)
     assert of.talks.sum() < episodes
 
@@ -109,6 +112,6 @@ def test_a_bandit_is_the_horizon_of_one():
 
 def test_regret_grows_more_slowly_than_episodes():
     mdp = mdp_of(3, states=10, actions=5, p=4, horizon=4)
-    of = played(1 / 4, 2, episodes=800, mdp=mdp)
-    quarters = of.regret.reshape(4, 200).sum(1)
+    of = played(1 / 4, 2, episodes=400, mdp=mdp)
+    quarters = of.regret.reshape(4, 100).sum(1)
     assert quarters[-1] < 0.5 * quarters[0]

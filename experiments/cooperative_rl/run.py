@@ -4,11 +4,12 @@
     python experiments/cooperative_rl/run.py tables
 
 The first plays all episodes, the second makes the tables anew of what is kept. Each way of talking
-has the scale of its bonus, beta, from one process that is not among those that are shown.
+has the scale of its bonus, beta, from two processes that are not among those that are shown.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -24,9 +25,9 @@ from tuned import paired
 
 from fl.randomness import generator
 
-EPISODES, H, P, STATES, ACTIONS = 4_000, 5, 5, 20, 6
-AGENTS, TUNING, SEEDS = (2, 4, 8), 100, range(5)
-BETAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+EPISODES, H, P, STATES, ACTIONS, RIDGE = 2_000, 5, 5, 20, 6, 0.01
+AGENTS, TUNING, SEEDS = (2, 4, 8), (100, 101), range(5)
+BETAS = (0.3, 1.0, 3.0, 10.0)
 
 
 class Way(NamedTuple):
@@ -51,7 +52,7 @@ def measured(name: str, agents: int, beta: float, seed: int, part: str) -> Recor
         generator(seed, "mdp"), states=STATES, actions=ACTIONS, p=P, horizon=H
     )
     active = generator(seed, "agents", agents).integers(agents, size=EPISODES)
-    rule = AsyncLSVI(way.alpha(agents), beta)
+    rule = AsyncLSVI(way.alpha(agents), beta, RIDGE)
     played = play(rule, mdp, active, generator(seed, "episodes"), shared=way.shared)
     bound = rule.most_triggers(EPISODES, H, P, agents)
     return {
@@ -73,9 +74,12 @@ def measure() -> list[Record]:
     found: list[Record] = []
     for agents in AGENTS:
         for name in WAYS:
-            tried = [measured(name, agents, beta, TUNING, "tune") for beta in BETAS]
-            best = min(tried, key=lambda record: record["regret"])["beta"]
-            found += tried
+            tried = {
+                beta: [measured(name, agents, beta, seed, "tune") for seed in TUNING]
+                for beta in BETAS
+            }
+            best = min(tried, key=lambda beta: fmean(each["regret"] for each in tried[beta]))
+            found += itertools.chain(*tried.values())
             found += [measured(name, agents, best, seed, "final") for seed in SEEDS]
     return found
 
@@ -108,12 +112,12 @@ def tables(records: list[dict[str, Any]]) -> str:
     lines.append("|---:|---|---|")
     for agents in AGENTS:
         for name in WAYS:
-            tried = [
-                f"{each['regret']:.0f}"
-                for each in records
-                if (each["agents"], each["way"], each["part"]) == (agents, name, "tune")
-            ]
-            lines.append(f"| {agents} | {name} | {', '.join(tried)} |")
+            tried: dict[float, list[float]] = {}
+            for each in records:
+                if (each["agents"], each["way"], each["part"]) == (agents, name, "tune"):
+                    tried.setdefault(each["beta"], []).append(each["regret"])
+            means = ", ".join(f"{fmean(regrets):.0f}" for regrets in tried.values())
+            lines.append(f"| {agents} | {name} | {means} |")
     return "\n".join(lines)
 
 

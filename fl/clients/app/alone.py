@@ -101,10 +101,10 @@ class AutogradBatch:
 
     def losses(self, *points: Tensor) -> tuple[Tensor, ...]:
         """Returns the losses at several weights; dropout draws the same for all."""
-        of = torch.cuda if self._x.is_cuda else torch
-        state, losses = of.get_rng_state(), []
+        of, on = (torch.cuda, (self._x.device,)) if self._x.is_cuda else (torch, ())
+        state, losses = of.get_rng_state(*on), []
         for w in points:
-            of.set_rng_state(state)
+            of.set_rng_state(state, *on)
             losses.append(self.loss(w))
         return tuple(losses)
 
