@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from fl.reports.atomic import replacing
 from fl.reports.page import replace_tables
 
 FILE = "results.parquet"
@@ -35,7 +36,8 @@ def keep(page: Path, records: Sequence[Record]) -> None:
     """
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
-    parquet.write_table(pa.table(columns), page / FILE, compression="zstd")
+    with replacing(page / FILE) as temporary:  # a script may be killed between two runs
+        parquet.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def kept(page: Path) -> list[dict[str, Any]]:

@@ -32,8 +32,9 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
 
-from results import keep, kept
+from results import FILE, keep, kept
 
+import fl
 from fl.reports import Run, Target, find_runs
 from fl.reports.history import Row
 from fl.reports.jobs import overrides
@@ -47,6 +48,11 @@ Point = tuple[tuple[str, str], ...]
 
 KEPT = ("round", "time_s", "bytes_down", "bytes_up", "train_steps", "accuracy", "loss")
 """Columns of an evaluation that are kept, beside the target's metric."""
+
+_Key = tuple[str, str, frozenset[tuple[str, str]]]  # of a run: method, part, overrides
+
+AIM = ("metric", "value", "mode")
+"""What a target is made of."""
 
 OF_HOST = ("initial_model",)
 """Keys whose values are files."""
@@ -80,7 +86,7 @@ def records(runs: Sequence[Trial]) -> list[dict[str, Any]]:
     """
     found = []
     for run in runs:
-        target = target_of(run)
+        target = run.summary["target"] or {}  # of runs that only take time there is none
         of_run = {
             "method": run.method,
             "part": run.part,
@@ -88,27 +94,75 @@ def records(runs: Sequence[Trial]) -> list[dict[str, Any]]:
             "overrides": "\n".join(f"{k}={v}" for k, v in run.given.items() if k not in OF_HOST),
             "status": run.summary["status"],
             "configuration": run.summary["config_digest"],
-            "metric": target.metric,
-            "value": target.value,
-            "mode": target.mode,
+            **{name: target[name] for name in AIM if name in target},
         }
-        names = dict.fromkeys((*KEPT, target.metric))
+        names = dict.fromkeys((*KEPT, *([target["metric"]] if target else [])))
         found += [of_run | {k: row[k] for k in names if k in row} for row in run.history]
     return found
 
 
+def of_kept(rows: Sequence[Mapping[str, Any]]) -> Trial:
+    """Returns the run of these records."""
+    of = rows[0]
+    target = {name: of[name] for name in AIM if name in of}
+    summary = {"seed": of["seed"], "status": of["status"], "target": target or None}
+    given = dict(line.partition("=")[::2] for line in of["overrides"].splitlines())
+    return Trial(None, summary, list(rows), of["method"], of["part"], given)
+
+
+def by_run(records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Returns records as they are kept with a page, those of a run together."""
+    identity = ("method", "part", "seed", "configuration", "overrides")
+    runs = groupby(records, key=lambda row: [row[name] for name in identity])
+    return [list(rows) for _, rows in runs]
+
+
 def read_trials(page: Path) -> list[Trial]:
     """Returns the runs that are kept with a page."""
-    found = []
-    identity = ("method", "part", "seed", "configuration", "overrides")
-    for _, rows in groupby(kept(page), key=lambda row: [row[name] for name in identity]):
-        history = list(rows)
-        of = history[0]
-        target = {name: of[name] for name in ("metric", "value", "mode")}
-        summary = {"seed": of["seed"], "status": of["status"], "target": target}
-        given = dict(line.partition("=")[::2] for line in of["overrides"].splitlines())
-        found.append(Trial(None, summary, history, of["method"], of["part"], given))
-    return found
+    return [of_kept(rows) for rows in by_run(kept(page))]
+
+
+class KeptRuns:
+    """The runs of a page whose script makes them: those that are there are not made again.
+
+    Args:
+        page: its folder, with results.parquet or without.
+        common: overrides of all runs that are not kept, such as executor=serial.
+    """
+
+    def __init__(self, page: Path, common: Sequence[str] = ()) -> None:
+        self.page, self.common = page, common
+        there = by_run(kept(page)) if (page / FILE).exists() else []
+        self.there = {self._key(of_kept(rows)): rows for rows in there}
+        self.wanted: dict[_Key, None] = {}
+
+    def run(self, method: str, part: str, *given: str) -> Trial:
+        """Returns a run: the one with these overrides that is there, or one that is made now.
+
+        Of a key that is given twice, the last value counts.
+        """
+        said = {key: value for key, _, value in (each.partition("=") for each in given)}
+        shown = {key.removeprefix("+"): value for key, value in said.items()}
+        key = (method, part, frozenset((k, v) for k, v in shown.items() if k not in OF_HOST))
+        self.wanted[key] = None
+        if key not in self.there:
+            made = fl.run(*(f"{k}={v}" for k, v in said.items()), *self.common)
+            trial = Trial(made.directory, made.summary, made.history, method, part, shown)
+            self.there[key] = records([trial])
+            self._write(self.there)
+            print(method, part, *given[-3:], flush=True)
+        return of_kept(self.there[key])
+
+    def prune(self) -> None:
+        """Keeps no other runs than those that have been asked for."""
+        self._write(self.wanted)
+
+    def _write(self, keys: Iterable[_Key]) -> None:
+        keep(self.page, [row for key in keys for row in self.there[key]])
+
+    @staticmethod
+    def _key(run: Trial) -> _Key:
+        return run.method, run.part, frozenset(run.given.items())
 
 
 def target_of(run: Run) -> Target:

@@ -76,3 +76,27 @@ def test_methods_are_compared_seed_by_seed_at_the_same_cost():
         "30.0 ± 0.0",
         apart,
     ]
+
+
+def test_a_run_that_is_kept_is_not_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def run_of(*overrides):
+        made.append(overrides)
+        found = run(1, steps=1, round_s=1.0, round_bytes=1, accuracies=[0, 0.5])
+        found.summary["config_digest"] = "d"
+        return found
+
+    monkeypatch.setattr(TUNED["fl"], "run", run_of)
+    given = ("method", "tune", "+experiment=a", "compressor=none", "compressor=e3m0", "seed=1")
+    first = TUNED["KeptRuns"](tmp_path, ["executor=serial"]).run(*given)
+    assert made == [("+experiment=a", "compressor=e3m0", "seed=1", "executor=serial")]
+    kept = TUNED["KeptRuns"](tmp_path)
+    assert kept.run(*given) == first
+    assert len(made) == 1
+    kept.run(*given[:-1], "seed=2")
+    assert len(made) == 2
+    again = TUNED["KeptRuns"](tmp_path)
+    again.run(*given)
+    again.prune()
+    assert [one.given["seed"] for one in TUNED["read_trials"](tmp_path)] == ["1"]
