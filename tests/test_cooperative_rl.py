@@ -1,4 +1,4 @@
-"""The rule of experiments/cooperative_rl against brute force, and the bounds on how often it talks."""
+"""The rule of experiments/cooperative_rl against brute force, and how often it talks at most."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-LSVI = runpy.run_path(
-    str(Path(__file__).parents[1] / "experiments" / "cooperative_rl" / "lsvi.py")
-)
+LSVI = runpy.run_path(str(Path(__file__).parents[1] / "experiments" / "cooperative_rl" / "lsvi.py"))
 AsyncLSVI, Data, LinearMDP, play = (LSVI[n] for n in ("AsyncLSVI", "Data", "LinearMDP", "play"))
 
 

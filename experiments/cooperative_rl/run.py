@@ -4,7 +4,7 @@
     python experiments/cooperative_rl/run.py tables
 
 The first plays all episodes, the second makes the tables anew of what is kept. Each way of talking
-has the scale of its bonus, beta, from two processes that are not among those that are shown.
+has the scale of its bonus, beta, from five processes that are not among those that are shown.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tuned import paired
 
 from fl.randomness import generator
 
-EPISODES, H, P, STATES, ACTIONS, RIDGE = 2_000, 5, 5, 20, 6, 0.01
-AGENTS, TUNING, SEEDS = (2, 4, 8), (100, 101), range(5)
-BETAS = (0.3, 1.0, 3.0, 10.0)
+EPISODES, H, P, STATES, ACTIONS, RIDGE = 2_000, 3, 4, 10, 5, 0.01
+AGENTS, TUNING, SEEDS = (2, 8), range(100, 105), range(5)
+BETAS = (0.1, 0.3, 1.0, 3.0)
 
 
 class Way(NamedTuple):
@@ -48,9 +48,7 @@ WAYS = {
 def measured(name: str, agents: int, beta: float, seed: int, part: str) -> Record:
     """Returns what came of the episodes of one way of talking."""
     way = WAYS[name]
-    mdp = LinearMDP.drawn(
-        generator(seed, "mdp"), states=STATES, actions=ACTIONS, p=P, horizon=H
-    )
+    mdp = LinearMDP.drawn(generator(seed, "mdp"), states=STATES, actions=ACTIONS, p=P, horizon=H)
     active = generator(seed, "agents", agents).integers(agents, size=EPISODES)
     rule = AsyncLSVI(way.alpha(agents), beta, RIDGE)
     played = play(rule, mdp, active, generator(seed, "episodes"), shared=way.shared)

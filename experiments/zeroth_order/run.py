@@ -4,7 +4,7 @@
 
 Runs that are kept with the page are not made again: without its results.parquet all are. What all
 begin with, a GPT trained on the source text of Python's library, is in outputs/zeroth_order. Of
-each method four rates are tried on examples that nobody trains on, and more, three times as large
+each method three rates are tried on examples that nobody trains on, and more, three times as large
 or small, as long as the best is at an edge.
 """
 
@@ -22,7 +22,7 @@ from tuned import KeptRuns, Trial, ranked
 import fl
 
 PAGE, OUT = Path(__file__).resolve().parent, Path("outputs/zeroth_order")
-PASSES, ROUNDS, BLOCKS = 10_000, 20, 4
+PASSES, ROUNDS, BLOCKS = 2_000, 5, 4
 """Forward passes of a run, the evaluations they are cut into, and blocks of the model."""
 
 MODEL = ("data.window=32", "partition=iid", "model=char_gpt", "model.width=24", "model.layers=1")
@@ -30,7 +30,7 @@ TASK = ("data=shakespeare", "data._target_=shakespeare_in_ascii.load", *MODEL)
 FLEET = ("fleet=datacenters", "fleet.network=co2-rdma", "fleet.access_bps=1e15", "fleet.jitter=0")
 DEVICE = ("fleet.gpus=1", "fleet.utilisation=1", "fleet.gpu_flops=1e9")
 QUIET = ("executor=serial", "progress=false", "views=false", "checkpoint=off")
-VALIDATION, TUNING, SEEDS, MOST = "validation=0.1", 100, (0, 1, 2), 8
+VALIDATION, TUNING, SEEDS, MOST = "validation=0.03", 100, (0, 1, 2), 6
 
 
 class Method(NamedTuple):
@@ -51,29 +51,29 @@ class Method(NamedTuple):
 
 TWO_POINT = "client/estimator=two_point"
 METHODS = {
-    "sgd": Method(("client=sgd",), 3, (0.03, 0.1, 0.3, 1.0)),
-    "zo_sgd": Method(("client=sgd", TWO_POINT), 2, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "sgd": Method(("client=sgd",), 3, (0.03, 0.1, 0.3)),
+    "zo_sgd": Method(("client=sgd", TWO_POINT), 2, (1e-3, 3e-3, 1e-2)),
     "zo_sign": Method(
-        ("client=sgd", TWO_POINT, "client.estimator.sign=true"), 2, (1e-4, 3e-4, 1e-3, 3e-3)
+        ("client=sgd", TWO_POINT, "client.estimator.sign=true"), 2, (3e-4, 1e-3, 3e-3)
     ),
-    "zo_momentum": Method(("client=momentum", TWO_POINT), 2, (3e-4, 1e-3, 3e-3, 1e-2)),
-    "zo_conservative": Method(("client=conservative", TWO_POINT), 5, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "zo_momentum": Method(("client=momentum", TWO_POINT), 2, (1e-3, 3e-3, 1e-2)),
+    "zo_conservative": Method(("client=conservative", TWO_POINT), 5, (1e-3, 3e-3, 1e-2)),
     "zo_adam": Method(
         ("client=adamw", "client.rule.keep_moments=true", "client.rule.weight_decay=0", TWO_POINT),
         2,
-        (1e-4, 3e-4, 1e-3, 3e-3),
+        (3e-4, 1e-3, 3e-3),
     ),
     "forward_gradient": Method(
-        ("client=sgd", "client/estimator=forward_gradient"), 3, (3e-4, 1e-3, 3e-3, 1e-2)
+        ("client=sgd", "client/estimator=forward_gradient"), 3, (1e-3, 3e-3, 1e-2)
     ),
     "zo_block_wise": Method(
-        ("client=sgd", "client/estimator=block_wise"), 2 * BLOCKS, (1e-3, 3e-3, 1e-2, 3e-2)
+        ("client=sgd", "client/estimator=block_wise"), 2 * BLOCKS, (1e-3, 3e-3, 1e-2)
     ),
     "zo_sparse": Method(
-        ("client=sgd", TWO_POINT, "client.estimator.density=0.1"), 2, (1e-3, 3e-3, 1e-2, 3e-2)
+        ("client=sgd", TWO_POINT, "client.estimator.density=0.1"), 2, (1e-2, 3e-2, 1e-1)
     ),
 }
-WORKERS, SAMPLES, STEPS = 4, 30, 1_000
+WORKERS, SAMPLES, STEPS = 4, 30, 200
 BYTES = {
     "just_one_byte": Method(
         (
@@ -83,7 +83,7 @@ BYTES = {
             f"client.estimator.samples={SAMPLES}",
         ),
         2 * SAMPLES,
-        (1e-3, 3e-3, 1e-2, 3e-2),
+        (3e-3, 1e-2, 3e-2),
         "strategy.rule.lr",
     ),
     "all_floats": Method(
@@ -96,7 +96,7 @@ BYTES = {
             f"client.estimator.samples={SAMPLES}",
         ),
         1 + 2 * SAMPLES,
-        (1e-3, 3e-3, 1e-2, 3e-2),
+        (3e-3, 1e-2, 3e-2),
         "strategy.rule.optimizer.lr",
     ),
 }
@@ -120,7 +120,8 @@ def pre_trained() -> Path:
 
 def given(method: Method) -> tuple[str, ...]:
     """Returns the overrides of a method's runs, but for the rate and the seed."""
-    common = (*TASK, "client.batch_size=16", "+target={metric: loss, value: 2.6, mode: min}")
+    target = ("target.metric=loss", "target.value=2.6", "target.mode=min")
+    common = (*TASK, "client.batch_size=16", *target)
     if method in BYTES.values():
         more = ("client=gradient", f"num_clients={WORKERS}", f"num_rounds={STEPS}")
         return (*common, *more, *method.overrides, f"evaluate_every={STEPS // ROUNDS}")

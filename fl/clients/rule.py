@@ -16,8 +16,8 @@ How methods with more machinery fit, without a change here:
   correction (`fl.clients.correction`) and goes with every `LocalOptimizer`.
 - SAM (arXiv:2010.01412): an optimizer that takes its gradient elsewhere overrides `gradient`, and
   sets `gradients_per_step = 2`.
-- Estimates in the place of gradients, by forward passes alone, are no matter of a rule: `batch.grad`
-  returns them (`fl.clients.estimator`).
+- Estimates by forward passes alone are no matter of a rule: `batch.grad` returns them in the place
+  of gradients (`fl.clients.estimator`).
 - Client momentum that outlives the round: `finish` returns the buffer as memory, `init` takes it.
 - MicroAdam (arXiv:2405.15593): state and memory may be any tree of tensors of any type and shape.
 - Variance reduction: `batch.grad` may be called at two points of the same batch.

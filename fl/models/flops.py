@@ -107,8 +107,8 @@ def memory_bytes(
         `batch_size` times the activations of one example: every distinct tensor that autograd keeps
         between the forward and the backward pass of model and loss, other than parameters. The
         batch itself is among them where a layer needs it.
-    By forward passes alone, a step needs neither gradients nor what autograd keeps, but, at most, what
-    goes into and comes out of one operation; a residual that lies beside it is not counted.
+    By forward passes alone, a step needs neither gradients nor what autograd keeps, but, at most,
+    what goes into and comes out of one operation; a residual that lies beside it is not counted.
 
     Not counted are the temporary memory of single operations, the data set, and the framework.
 
@@ -166,9 +166,7 @@ class _LargestOperation(TorchDispatchMode):
         self.bytes = 0
         self._fixed = {tensor.untyped_storage().data_ptr() for tensor in fixed}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Does an operation."""
         done = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs, done)) if isinstance(t, torch.Tensor)]

@@ -43,8 +43,8 @@ class Refusal:
     """Choices that do not go together.
 
     {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
-    {edges}, {lacking}, {needed}, {projections} and {forgotten} in the texts stand for what is chosen, {fitting}
-    and {home} for what could be.
+    {edges}, {lacking}, {needed}, {projections} and {forgotten} in the texts stand for what is
+    chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.

@@ -282,7 +282,10 @@ def test_directions_are_those_of_the_task(federated, mlp, content_of, message_to
 
 @pytest.mark.parametrize(
     ("rule", "correction", "named"),
-    [(Sgd(0.1), ModelContrast(), "ModelContrast"), (PerFedAvg(gradient="exact"), None, "PerFedAvg")],
+    [
+        (Sgd(0.1), ModelContrast(), "ModelContrast"),
+        (PerFedAvg(gradient="exact"), None, "PerFedAvg"),
+    ],
 )
 def test_derivatives_that_are_not_estimated_are_refused(federated, mlp, rule, correction, named):
     assert Corrected(Sgd(0.1), ModelContrast()).differentiates

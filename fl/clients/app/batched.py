@@ -177,9 +177,7 @@ def train_together(
     limit = rows_per_program(layout.size, pool.device)
     for members in form_programs(tasks, limit):
         chosen = [tasks[i] for i in members]
-        program = _Program(
-            model, layout, rule, pool, chosen, shuffle, drop_last, local, estimator
-        )
+        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last, local, estimator)
         outcomes.append((members, program.run()))
     return outcomes
 

@@ -163,9 +163,7 @@ def test_clients_of_unequal_size_train_together_as_alone(
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_clients_that_estimate_train_together_as_alone(
-    federated, mlp, content_of, both, estimator
-):
+def test_clients_that_estimate_train_together_as_alone(federated, mlp, content_of, both, estimator):
     rule = Conservative(0.05) if isinstance(estimator, ForwardGradient) else Momentum(0.05)
     app = TrainingApp(mlp, federated(UNEQUAL), rule, estimator=estimator, batch_size=10)
     (singles, many), _ = both(app, [content_of(mlp)] * 10)
