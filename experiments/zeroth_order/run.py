@@ -1,11 +1,12 @@
-"""All runs of this page, one after the other in one process.
+"""All runs of a page, one after the other in one process.
 
-    FL_DATA_DIR=... python experiments/zeroth_order/run.py [METHOD ...]
+    FL_DATA_DIR=... python experiments/zeroth_order/run.py [PAGE [METHOD ...]]
 
-Runs that are kept with the page are not made again: without its results.parquet all are. What all
-begin with, a GPT trained on the source text of Python's library, is in outputs/zeroth_order. Of
-each method three rates are tried on examples that nobody trains on, and more, three times as large
-or small, as long as the best is at an edge.
+PAGE is experiments/zeroth_order, or experiments/zeroth_order/bytes, of Just One Byte. Runs that are
+kept with it are not made again: without its results.parquet all are. What all begin with, a GPT
+trained on the source text of Python's library, is in outputs/zeroth_order. Of each method three
+rates are tried on examples that nobody trains on, and more, three times as large or small, as long
+as the best is at an edge.
 """
 
 from __future__ import annotations
@@ -52,28 +53,28 @@ class Method(NamedTuple):
 TWO_POINT = "client/estimator=two_point"
 METHODS = {
     "sgd": Method(("client=sgd",), 3, (0.03, 0.1, 0.3)),
-    "zo_sgd": Method(("client=sgd", TWO_POINT), 2, (1e-3, 3e-3, 1e-2)),
+    "zo_sgd": Method(("client=sgd", TWO_POINT), 2, (1e-4, 3e-4, 1e-3)),
     "zo_sign": Method(
-        ("client=sgd", TWO_POINT, "client.estimator.sign=true"), 2, (3e-4, 1e-3, 3e-3)
+        ("client=sgd", TWO_POINT, "client.estimator.sign=true"), 2, (1e-4, 3e-4, 1e-3)
     ),
-    "zo_momentum": Method(("client=momentum", TWO_POINT), 2, (1e-3, 3e-3, 1e-2)),
-    "zo_conservative": Method(("client=conservative", TWO_POINT), 5, (1e-3, 3e-3, 1e-2)),
+    "zo_momentum": Method(("client=momentum", TWO_POINT), 2, (1e-4, 3e-4, 1e-3)),
+    "zo_conservative": Method(("client=conservative", TWO_POINT), 5, (3e-4, 1e-3, 3e-3)),
     "zo_adam": Method(
         ("client=adamw", "client.rule.keep_moments=true", "client.rule.weight_decay=0", TWO_POINT),
         2,
         (3e-4, 1e-3, 3e-3),
     ),
     "forward_gradient": Method(
-        ("client=sgd", "client/estimator=forward_gradient"), 3, (1e-3, 3e-3, 1e-2)
+        ("client=sgd", "client/estimator=forward_gradient"), 3, (1e-4, 3e-4, 1e-3)
     ),
     "zo_block_wise": Method(
-        ("client=sgd", "client/estimator=block_wise"), 2 * BLOCKS, (1e-3, 3e-3, 1e-2)
+        ("client=sgd", "client/estimator=block_wise"), 2 * BLOCKS, (3e-4, 1e-3, 3e-3)
     ),
     "zo_sparse": Method(
-        ("client=sgd", TWO_POINT, "client.estimator.density=0.1"), 2, (1e-2, 3e-2, 1e-1)
+        ("client=sgd", TWO_POINT, "client.estimator.density=0.1"), 2, (1e-3, 3e-3, 1e-2)
     ),
 }
-WORKERS, SAMPLES, STEPS = 4, 30, 200
+WORKERS, SAMPLES, STEPS = 4, 30, 50
 BYTES = {
     "just_one_byte": Method(
         (
@@ -83,7 +84,7 @@ BYTES = {
             f"client.estimator.samples={SAMPLES}",
         ),
         2 * SAMPLES,
-        (3e-3, 1e-2, 3e-2),
+        (1e-2, 3e-2, 1e-1),
         "strategy.rule.lr",
     ),
     "all_floats": Method(
@@ -96,7 +97,7 @@ BYTES = {
             f"client.estimator.samples={SAMPLES}",
         ),
         1 + 2 * SAMPLES,
-        (3e-3, 1e-2, 3e-2),
+        (1e-2, 3e-2, 1e-1),
         "strategy.rule.optimizer.lr",
     ),
 }
@@ -158,15 +159,18 @@ def _best(tuned: dict[float, Trial], key: str) -> float:
     return float(ranked(list(tuned.values()), "num_clients", "")[0][1][0].given[key])
 
 
-def main(*names: str) -> None:
-    """Runs methods, all if none is named."""
+PAGES = {PAGE: METHODS, PAGE / "bytes": BYTES}
+
+
+def main(page: Path = PAGE, *names: str) -> None:
+    """Runs methods of a page, all if none is named."""
     OUT.mkdir(parents=True, exist_ok=True)
-    kept = KeptRuns(PAGE, (*FLEET, *DEVICE, *QUIET))
-    for name in names or (*METHODS, *BYTES):
+    kept = KeptRuns(page, (*FLEET, *DEVICE, *QUIET))
+    for name in names or PAGES[page]:
         run_method(kept, name)
     if not names:
         kept.prune()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*(Path(each).resolve() for each in sys.argv[1:2]), *sys.argv[2:])

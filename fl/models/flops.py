@@ -154,7 +154,7 @@ def _saved_bytes(model: nn.Module, x: torch.Tensor, fixed: Sequence[torch.Tensor
     return sum(storage.nbytes() for storage in saved.values())
 
 
-class _LargestOperation(TorchDispatchMode):
+class _LargestOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes how many bytes the inputs and outputs of an operation have, at most.
 
     Args:
@@ -162,9 +162,13 @@ class _LargestOperation(TorchDispatchMode):
     """
 
     def __init__(self, fixed: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: int = 0
         self._fixed = {tensor.untyped_storage().data_ptr() for tensor in fixed}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the compiler is imported, which takes seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Does an operation."""
@@ -177,7 +181,7 @@ class _LargestOperation(TorchDispatchMode):
 
 
 def _passing_bytes(model: nn.Module, x: torch.Tensor, fixed: Sequence[torch.Tensor]) -> int:
-    with torch.no_grad(), _LargestOperation(fixed) as largest:
+    with torch.no_grad(), (largest := _LargestOperation(fixed)):
         logits = model(x)
         y = torch.zeros(logits.shape[:-1], dtype=torch.int64)
         per_example_loss(logits, y).mean()
