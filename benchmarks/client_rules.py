@@ -126,6 +126,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         device=torch.device("cpu"),
         has_mods=False,
         local=None,
+        estimator=None,
         contact=None,
     )
     several = trainings(app, rule, TOGETHER)

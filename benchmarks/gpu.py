@@ -116,6 +116,7 @@ def make_trainer(name: str, data: Any, device: str) -> tuple[Any, list[Any]]:
         device=torch.device(device),
         has_mods=False,
         local=None,
+        estimator=None,
         contact=None,
         train=True,
     )

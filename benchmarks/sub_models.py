@@ -70,6 +70,7 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         device=torch.device("cpu"),
         has_mods=False,
         local=None,
+        estimator=None,
         contact=None,
     )
     trainings = []

@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
     from fl.clients.coded_gradient import CodedGradient
+    from fl.clients.conservative import Conservative
     from fl.clients.contact import Contact, DriftNoticed, Periodic, Plateau
     from fl.clients.correction import Corrected, Correction
     from fl.clients.ditto import Ditto
+    from fl.clients.estimator import (
+        BlockWise,
+        EstimatedBatch,
+        Estimator,
+        ForwardGradient,
+        Projected,
+        TwoPoint,
+    )
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Direction, Gradient
@@ -68,6 +77,8 @@ __getattr__ = lazily(
         "AdamW": "fl.clients.adamw",
         "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
+        "BlockWise": "fl.clients.estimator",
+        "Conservative": "fl.clients.conservative",
         "Contact": "fl.clients.contact",
         "ControlVariates": "fl.clients.scaffold",
         "ControlledMomentum": "fl.clients.global_momentum",
@@ -80,8 +91,11 @@ __getattr__ = lazily(
         "Downlink": "fl.clients.app.downlink",
         "DriftNoticed": "fl.clients.contact",
         "DynamicRegularization": "fl.clients.feddyn",
+        "EstimatedBatch": "fl.clients.estimator",
+        "Estimator": "fl.clients.estimator",
         "ExponentialDecay": "fl.clients.schedule",
         "Finished": "fl.clients.rule",
+        "ForwardGradient": "fl.clients.estimator",
         "Fragments": "fl.clients.app.island",
         "GlobalMomentum": "fl.clients.global_momentum",
         "CodedGradient": "fl.clients.coded_gradient",
@@ -105,6 +119,7 @@ __getattr__ = lazily(
         "PerFedAvg": "fl.clients.per_fedavg",
         "Periodic": "fl.clients.contact",
         "Plateau": "fl.clients.contact",
+        "Projected": "fl.clients.estimator",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "ProximalOwn": "fl.clients.proximal_own",
@@ -120,6 +135,7 @@ __getattr__ = lazily(
         "StepDecay": "fl.clients.schedule",
         "TaskApp": "fl.clients.app.task_app",
         "TrainingApp": "fl.clients.app.training_app",
+        "TwoPoint": "fl.clients.estimator",
         "Uplink": "fl.clients.app.uplink",
         "Warmup": "fl.clients.schedule",
         "gains_from_batching": "fl.clients.app.batched",
@@ -131,7 +147,9 @@ __all__ = [
     "AdamW",
     "AnchorSampling",
     "Batch",
+    "BlockWise",
     "CodedGradient",
+    "Conservative",
     "Contact",
     "ControlVariates",
     "ControlledMomentum",
@@ -144,8 +162,11 @@ __all__ = [
     "Downlink",
     "DriftNoticed",
     "DynamicRegularization",
+    "EstimatedBatch",
+    "Estimator",
     "ExponentialDecay",
     "Finished",
+    "ForwardGradient",
     "Fragments",
     "GlobalMomentum",
     "Gradient",
@@ -168,6 +189,7 @@ __all__ = [
     "PerFedAvg",
     "Periodic",
     "Plateau",
+    "Projected",
     "ProxSkipShift",
     "Proximal",
     "ProximalOwn",
@@ -183,6 +205,7 @@ __all__ = [
     "StepDecay",
     "TaskApp",
     "TrainingApp",
+    "TwoPoint",
     "Uplink",
     "Warmup",
     "gains_from_batching",

@@ -77,6 +77,11 @@ class Correction(ABC):
         """Returns what a task is, with the gradients that are added; see `Rule.role`."""
         return Role("", self.needs, self.gradients_per_step)
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether it takes more derivatives of a batch than `grad`; see `Rule.differentiates`."""
+        return False
+
     def vectors(self, is_plain: bool) -> int:
         """Returns how many vectors of length p it adds to a client's memory."""
         return 0
@@ -215,6 +220,11 @@ class Corrected(Rule):
     def gradients_per_step(self) -> float:
         """Those of both."""
         return self.optimizer.gradients_per_step + self.correction.gradients_per_step
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether either does."""
+        return self.optimizer.differentiates or self.correction.differentiates
 
     def role(self, scalars: Mapping[str, Scalar]) -> Role:
         """Returns that of the correction, with the gradients of both."""

@@ -149,6 +149,9 @@ class _PartialBatch:
     def loss(self, w: Tensor) -> Tensor:
         return self.whole.loss(w)
 
+    def losses(self, *points: Tensor) -> tuple[Tensor, ...]:
+        return self.whole.losses(*points)
+
     def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
         return self.whole.hessian_product(w, v * self.moving) * self.moving
 

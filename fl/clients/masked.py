@@ -70,6 +70,11 @@ class Masked(Rule):
         """Those of the rule."""
         return self.rule.gradients_per_step
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.differentiates
+
     def role(self, scalars: Mapping[str, Scalar]) -> Role:
         """Returns that of the rule, with the mask."""
         role = self.rule.role(scalars)

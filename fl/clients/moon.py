@@ -54,6 +54,11 @@ class ModelContrast(Correction):
         """Two forward passes, a third of a gradient each; the sum's gradient is taken at once."""
         return 2 / 3
 
+    @property
+    def differentiates(self) -> bool:
+        """Of the features."""
+        return True
+
     def vectors(self, is_plain: bool) -> int:
         """Returns 2, for the received model and the last one."""
         return 2

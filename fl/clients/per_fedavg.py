@@ -85,6 +85,11 @@ class PerFedAvg(Rule):
         return 1.0 if self.gradient == "FO" else 4 / 3
 
     @property
+    def differentiates(self) -> bool:
+        """The product with the Hessian, where that is exact."""
+        return self.gradient == "exact"
+
+    @property
     def least_steps(self) -> int:
         """The batches of a meta-step."""
         return _BATCHES[self.gradient]

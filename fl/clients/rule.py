@@ -15,7 +15,9 @@ How methods with more machinery fit, without a change here:
 - What is added to the gradient before an optimizer steps by it, as in FedProx and SCAFFOLD, is a
   correction (`fl.clients.correction`) and goes with every `LocalOptimizer`.
 - SAM (arXiv:2010.01412): an optimizer that takes its gradient elsewhere overrides `gradient`, and
-  sets `gradients_per_step = 2`. SPSA calls `batch.loss` twice and never asks for a gradient.
+  sets `gradients_per_step = 2`.
+- Estimates by forward passes alone are no matter of a rule: `batch.grad` returns them in the place
+  of gradients (`fl.clients.estimator`).
 - Client momentum that outlives the round: `finish` returns the buffer as memory, `init` takes it.
 - MicroAdam (arXiv:2405.15593): state and memory may be any tree of tensors of any type and shape.
 - Variance reduction: `batch.grad` may be called at two points of the same batch.
@@ -69,12 +71,14 @@ class Role(NamedTuple):
         needs: records of the message that hold a vector beside the model.
         gradients_per_step: gradient evaluations that a step is charged for.
         gradients_once: evaluations on its first batch that a task is charged for besides.
+        forwards_per_step: forward passes that a step is charged for besides.
     """
 
     name: str
     needs: tuple[str, ...]
     gradients_per_step: float
     gradients_once: float = 0.0
+    forwards_per_step: float = 0.0
 
 
 class Finished(NamedTuple):
@@ -127,6 +131,9 @@ class Batch(Protocol):
 
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`, shape (), by a forward pass only."""
+
+    def losses(self, *points: Tensor) -> tuple[Tensor, ...]:
+        """Returns the loss at each of several weights, with the same draws of dropout for all."""
 
     def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
         """Returns the Hessian at `w` times `v`, shape (p,), by two gradients' work."""
@@ -215,13 +222,24 @@ class Rule(ABC):
         return 1.0
 
     @property
+    def forwards_per_step(self) -> float:
+        """Forward passes that a step is charged for beside its gradients."""
+        return 0.0
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether a step takes more derivatives of a batch than `grad`, which no estimate has."""
+        return False
+
+    @property
     def least_steps(self) -> int:
         """Steps of a task below which the rule moves nothing."""
         return 1
 
     def role(self, scalars: Mapping[str, Scalar]) -> Role:
         """Returns what a task is, by its scalars: by default they are all the same."""
-        return Role("", self.needs, self.gradients_per_step)
+        forwards = self.forwards_per_step
+        return Role("", self.needs, self.gradients_per_step, forwards_per_step=forwards)
 
     @property
     def vectors(self) -> int:

@@ -60,6 +60,11 @@ class SharedScaling(Correction):
             return role
         return role._replace(name=f"probe {scalars[_PROBE_KEY]}", gradients_once=2.0)
 
+    @property
+    def differentiates(self) -> bool:
+        """For the curvature."""
+        return True
+
     def vectors(self, is_plain: bool) -> int:
         """Returns 2, for D and the statistic."""
         return 2

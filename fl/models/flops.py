@@ -10,10 +10,12 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl.models.objective import per_example_loss
@@ -93,6 +95,8 @@ def memory_bytes(
     batch_size: int,
     optimizer_slots: int = 0,
     dtype: torch.dtype = torch.float32,
+    *,
+    forwards: int = 0,
 ) -> int:
     """Estimates the memory that a training step needs, in bytes.
 
@@ -103,6 +107,9 @@ def memory_bytes(
         `batch_size` times the activations of one example: every distinct tensor that autograd keeps
         between the forward and the backward pass of model and loss, other than parameters. The
         batch itself is among them where a layer needs it.
+    By forward passes alone, a step needs neither gradients nor what autograd keeps, but, at most,
+    what goes into and comes out of one operation; a residual that lies beside it is not counted.
+
     Not counted are the temporary memory of single operations, the data set, and the framework.
 
     Args:
@@ -112,10 +119,16 @@ def memory_bytes(
         optimizer_slots: vectors kept beside the gradient: 0 for SGD, 1 with momentum or for a
             proximal term's anchor, 2 for Adam.
         dtype: of the inputs; an integer type means tokens.
+        forwards: how often the activations of a forward pass are held at once, if there is no
+            backward pass; 0 is one.
     """
     model = copy.deepcopy(model).cpu().train()
     fixed = [*model.parameters(), *model.buffers()]
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if forwards:
+        one, two = (_passing_bytes(model, _inputs(n, input_shape, dtype), fixed) for n in (2, 3))
+        activations = forwards * (one + (batch_size - 2) * (two - one))
+        return _bytes(fixed) + optimizer_slots * _bytes(trainable) + max(activations, 0)
     one, two = (_saved_bytes(model, _inputs(n, input_shape, dtype), fixed) for n in (2, 3))
     activations = one + (batch_size - 2) * (two - one)
     return _bytes(fixed) + (1 + optimizer_slots) * _bytes(trainable) + max(activations, 0)
@@ -139,6 +152,40 @@ def _saved_bytes(model: nn.Module, x: torch.Tensor, fixed: Sequence[torch.Tensor
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     del loss
     return sum(storage.nbytes() for storage in saved.values())
+
+
+class _LargestOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes how many bytes the inputs and outputs of an operation have, at most.
+
+    Args:
+        fixed: tensors that do not count.
+    """
+
+    def __init__(self, fixed: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: int = 0
+        self._fixed = {tensor.untyped_storage().data_ptr() for tensor in fixed}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the compiler is imported, which takes seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Does an operation."""
+        done = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, done)) if isinstance(t, torch.Tensor)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+        sizes = [s.nbytes() for place, s in storages.items() if place not in self._fixed]
+        self.bytes = max(self.bytes, sum(sizes))
+        return done
+
+
+def _passing_bytes(model: nn.Module, x: torch.Tensor, fixed: Sequence[torch.Tensor]) -> int:
+    with torch.no_grad(), (largest := _LargestOperation(fixed)):
+        logits = model(x)
+        y = torch.zeros(logits.shape[:-1], dtype=torch.int64)
+        per_example_loss(logits, y).mean()
+    return largest.bytes
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:

@@ -235,6 +235,7 @@ def _joined(
                 choice,
                 rule=app.optimizer,
                 correction=app.correction,
+                estimator=app.estimator,
                 layout=app.layout,
                 keeps=app.home.keeps,
                 adapted=place.get("adapter") is not None,

@@ -10,12 +10,13 @@ from fl.attacks import Attack
 from fl.clients import (
     AdamW,
     Correction,
+    Estimator,
     LocalOptimizer,
     MicroAdam,
     Rule,
     Sgd,
 )
-from fl.compression import Channel, Shapes
+from fl.compression import Channel, JustOneByte, Shapes
 from fl.runs.groups import members_of
 from fl.simulation.world.hierarchies import Hierarchy
 from fl.strategies import Driver, Traits
@@ -35,6 +36,7 @@ class Combination:
         attack: forges what Byzantine clients send.
         rule: of the clients, without a correction of gradients.
         correction: of the gradients that the rule follows.
+        estimator: of these gradients.
         tasks: whether there are several models.
         hierarchy: adds up what clients send, on its way; None does not.
         num_clients: clients there are.
@@ -50,6 +52,7 @@ class Combination:
     attack: Attack | None = None
     rule: Rule | None = None
     correction: Correction | None = None
+    estimator: Estimator | None = None
     tasks: bool = False
     hierarchy: Hierarchy | None = None
     num_clients: int = 0
@@ -144,6 +147,12 @@ class Combination:
         if self.correction is not None:
             return self.correction.personalises
         return self.rule is not None and type(self.rule).personal is not Rule.personal
+
+    @property
+    def projections(self) -> int:
+        """How many projections of its gradient a client sends; 0 if it sends something else."""
+        rule = getattr(self.strategy, "rule", None)
+        return rule.compressor.samples if isinstance(rule, JustOneByte) else 0
 
     @property
     def another_rule(self) -> bool:

@@ -17,6 +17,7 @@ from fl.clients import (
     Direction,
     Gradient,
     LocalOptimizer,
+    Projected,
 )
 from fl.compression import Participation, Receivers, Shapes, check_broadcast
 from fl.runs.combination import Combination
@@ -29,8 +30,8 @@ class Refusal:
     """Choices that do not go together.
 
     {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
-    {aggregator}, {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is
-    chosen, {fitting} and {home} for what could be.
+    {aggregator}, {edges}, {lacking}, {needed}, {projections} and {forgotten} in the texts stand
+    for what is chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -62,6 +63,7 @@ class Refusal:
             needed=getattr(choice.traits.client_rule, "__name__", ""),
             edges=choice.traits.edges,
             aggregator=choice.traits.aggregator,
+            projections=choice.projections or "none",
             **kinds,
         )
 
@@ -75,6 +77,7 @@ class Refusal:
             lacking="...",
             needed="that rule",
             edges="so many",
+            projections="others",
         )
         instead = self.instead.format(
             edges="...",
@@ -443,6 +446,22 @@ REFUSALS = (
         "in {strategy} another than the client says how much local work there is between two "
         "exchanges",
         "leave client/contact out, or use another strategy, for example cdfl or fedasync",
+    ),
+    Refusal(
+        "Estimates of gradients and stages",
+        lambda c: c.estimator is not None and c.traits.meets == "stages",
+        "client.estimator is set",
+        "machines of {strategy} pass the gradient of their stage on to the one before",
+        "leave client/estimator out, or use another strategy",
+    ),
+    Refusal(
+        "Gradients charged as projections, and strategies that do not project them",
+        lambda c: isinstance(c.estimator, Projected) and c.projections != c.estimator.samples,
+        "client.estimator is Projected",
+        "it stands for as many projections as clients send, and {strategy} has them send "
+        "{projections}",
+        "set client.estimator.samples to that with strategy=just_one_byte, and use "
+        "client/estimator=two_point elsewhere",
     ),
     Refusal(
         "Local layers and strategies that step by gradients",

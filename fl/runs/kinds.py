@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Combined, Poisoning
-from fl.clients import Correction, LocalLayers, Rule
+from fl.clients import Correction, Estimator, LocalLayers, Rule
 from fl.collectives import Collective
 from fl.compression import Channel, Compressor
 from fl.errors import ConfigError
@@ -58,6 +58,7 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "aggregator": Aggregator,
     "allreduce": Collective,
     "client.correction": Correction,
+    "client.estimator": Estimator,
     "client.local_layers": LocalLayers,
     "client.rule": Rule,
     "fleet.checkpointing": Checkpointing,

@@ -18,6 +18,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OWN_RULES = [
     "adamw",
     "coded_gradient",
+    "conservative",
     "gradient",
     "microadam",
     "momentum",
@@ -27,9 +28,9 @@ OWN_RULES = [
     "sam",
     "sgd",
 ]
-CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
+PARTS = sorted(path for kind in ("correction", "estimator") for path in (FOLDER / kind).glob("*"))
 SUPPLIED = {"model", "data", "metrics", "mods", "uplink", "downlink"}
-SUPPLIED |= {"correction", "local_layers", "contact"}
+SUPPLIED |= {"correction", "local_layers", "contact", "estimator"}
 
 
 def keys_of(node) -> set[str]:
@@ -58,9 +59,9 @@ def test_keys_are_the_constructors_arguments(name):
     assert keys_of(config.rule) == set(rule)
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
-def test_keys_of_a_correction_are_its_arguments(name):
-    config = OmegaConf.load(FOLDER / "correction" / f"{name}.yaml")
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
+def test_keys_of_what_goes_with_a_rule_are_its_arguments(path):
+    config = OmegaConf.load(path)
     assert keys_of(config) == set(inspect.signature(get_class(config._target_)).parameters)
 
 

@@ -16,6 +16,7 @@ from fl.clients import (
     AdamW,
     AnchorSampling,
     CodedGradient,
+    Conservative,
     ControlledMomentum,
     ControlVariates,
     Corrected,
@@ -69,6 +70,7 @@ RULES = {
     "sgd clip": Sgd(0.1, clip_norm=0.5),
     "sgd everything": Sgd(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5)),
     "adamw": AdamW(0.01),
+    "conservative": Conservative(0.1),
     "adamw kept": AdamW(0.01, keep_moments=True, clip_norm=1.0),
     "gradient": Gradient(clip_norm=1.0),
     "microadam": MicroAdam(0.01, density=0.2, bucket=8, window=3),
@@ -131,6 +133,9 @@ class Quadratic:
 
     def loss(self, w):
         return (self.a * (w - self.c) ** 2).sum() / 2
+
+    def losses(self, *points):
+        return tuple(map(self.loss, points))
 
     def grad(self, w):
         return self.a * (w - self.c), self.loss(w)

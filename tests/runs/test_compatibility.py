@@ -19,14 +19,16 @@ from fl.clients import (
     Hypergradient,
     MoreauEnvelope,
     PerFedAvg,
+    Projected,
     Proximal,
     Sgd,
+    TwoPoint,
 )
-from fl.compression import EF21, Cast, Marina, Qsgd, TopK
+from fl.compression import EF21, Cast, JustOneByte, Marina, OneByteSpsa, Qsgd, TopK
 from fl.runs.combination import Combination
 from fl.runs.compatibility import REFUSALS, refusals
 from fl.simulation.world.hierarchies import AggregatorMachine, Edge, Lifl
-from fl.strategies import Driver, Traits
+from fl.strategies import Driver, Replicas, Traits
 from fl.vectors.layout import Layout
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -60,6 +62,7 @@ LIFL = Lifl(machine=MACHINE)
 RING = such(meets="ring", compressors="memoryless", continues=True)
 STAGED = such(meets="stages", sends="gradient")
 
+BYTES = Replicas(JustOneByte(4, 0.1, OneByteSpsa(8)))
 CODED = such(sends="gradient", needs=("gradient",), combinations=True)
 
 # What is refused, with a choice that differs from it by one part, and goes.
@@ -224,6 +227,14 @@ PAIRS = {
     "Clients that decide when to contact the server, and strategies that decide it for them": (
         Combination(such(interrupts=True), rule=Sgd(lr=0.1), contacts=True),
         Combination(SERVER, rule=Sgd(lr=0.1), contacts=True),
+    ),
+    "Gradients charged as projections, and strategies that do not project them": (
+        Combination(BYTES, rule=Gradient(), estimator=Projected(9)),
+        Combination(BYTES, rule=Gradient(), estimator=Projected(8)),
+    ),
+    "Estimates of gradients and stages": (
+        Combination(STAGED, rule=Gradient(), estimator=TwoPoint()),
+        Combination(SERVER, rule=Sgd(lr=0.1), estimator=TwoPoint()),
     ),
     "Local layers and strategies that step by gradients": (
         Combination(such(sends="gradient"), rule=Gradient(), keeps=True),

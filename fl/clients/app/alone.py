@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.app.directions import Directions
 from fl.clients.app.examples import ExamplePool
 from fl.clients.app.personal import Apart, recalled, statistics
 from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.contact import Contact
-from fl.clients.rule import Received, Rule
+from fl.clients.estimator import EstimatedBatch, Estimator
+from fl.clients.rule import Batch, Received, Rule
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.models.channels_last import with_channels_last
 from fl.models.features import features
@@ -97,6 +99,15 @@ class AutogradBatch:
         with torch.no_grad():
             return self._mean_loss(w)
 
+    def losses(self, *points: Tensor) -> tuple[Tensor, ...]:
+        """Returns the losses at several weights; dropout draws the same for all."""
+        of, on = (torch.cuda, (self._x.device,)) if self._x.is_cuda else (torch, ())
+        state, losses = of.get_rng_state(*on), []
+        for w in points:
+            of.set_rng_state(state, *on)
+            losses.append(self.loss(w))
+        return tuple(losses)
+
     def _buffers_aside(self) -> dict[str, Tensor]:
         # The statistics of the model in training are those of the passes that take its gradient.
         return {name: buffer.clone() for name, buffer in self._buffers.items()}
@@ -131,6 +142,14 @@ class _OwnBatch(AutogradBatch):
 
     _apart: Apart
 
+    def losses(self, *points: Tensor) -> tuple[Tensor, ...]:
+        """Returns the losses at several weights; all are one pass of the model's draws."""
+        passes, losses = self._apart.passes, []
+        for w in points:
+            self._apart.passes = passes
+            losses.append(self.loss(w))
+        return tuple(losses)
+
     def _mean_loss(self, w: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
         with self._apart.drawing():
             return super()._mean_loss(w, buffers)
@@ -151,6 +170,7 @@ def train_alone(
     drop_last: bool,
     channels_last: bool,
     local: Tensor | None = None,
+    estimator: Estimator | None = None,
     contact: Contact | None = None,
 ) -> Trained:
     """Returns the outcome of one task of at least one step.
@@ -165,6 +185,7 @@ def train_alone(
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
         local: see `Received`.
+        estimator: makes the gradient of a batch; None takes the gradient itself.
         contact: ends the task by the loss of its epochs; None does all steps.
     """
     device, batch_size = pool.device, task.batch_size
@@ -192,6 +213,7 @@ def train_alone(
             shuffle=shuffle and not task.in_order,
         )
     ]
+    along = None if estimator is None else Directions(task, estimator, w.shape[0])
     state = rule.init(received)
     losses = []
     size = np.array([task.examples])
@@ -202,7 +224,9 @@ def train_alone(
             (start,), (length,) = batch_bounds(t, size, batch_size, drop_last)
             x, y = pool.take(order[start : start + length])
             x = with_channels_last(x) if channels_last else x
-            batch = AutogradBatch(model, layout, buffers, x, y, apart, classes)
+            batch: Batch = AutogradBatch(model, layout, buffers, x, y, apart, classes)
+            if estimator is not None and along is not None:
+                batch = EstimatedBatch(batch, estimator, along.next().to(device))
             w, state, loss = rule.step(w, state, received, batch, t)
             losses.append(loss)
             if contact is not None and (t + 1) % per_epoch == 0:

@@ -32,9 +32,11 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.app.directions import Directions
 from fl.clients.app.examples import ExamplePool
 from fl.clients.app.training import HOST, Trained, Training, moved
-from fl.clients.rule import Finished, Received, Rule, Scalar, State
+from fl.clients.estimator import EstimatedBatch, Estimator
+from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
 from fl.execution.batches import even_runs
 from fl.models.features import features
 from fl.models.game import Game
@@ -151,6 +153,7 @@ def train_together(
     shuffle: bool,
     drop_last: bool = False,
     local: Tensor | None = None,
+    estimator: Estimator | None = None,
 ) -> list[tuple[list[int], Trained]]:
     """Returns the outcomes of tasks of at least one step each.
 
@@ -163,6 +166,7 @@ def train_together(
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         local: see `Received`.
+        estimator: makes the gradient of a batch; None takes the gradient itself.
 
     Returns:
         For every program, the positions of its tasks and what came of them. Rows are not copied
@@ -173,7 +177,7 @@ def train_together(
     limit = rows_per_program(layout.size, pool.device)
     for members in form_programs(tasks, limit):
         chosen = [tasks[i] for i in members]
-        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last, local)
+        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last, local, estimator)
         outcomes.append((members, program.run()))
     return outcomes
 
@@ -252,6 +256,10 @@ class VmapBatch:
     def _mean(self, losses: Tensor) -> Tensor:
         return losses.mean() if self._share is None else (losses * self._share).sum()
 
+    def losses(self, *points: Tensor) -> tuple[Tensor, ...]:
+        """Returns the losses at several weights; a model that trains so draws nothing."""
+        return tuple(self.loss(w) for w in points)
+
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradient at `w` and the loss there."""
         g, loss = grad_and_value(self.loss)(w)
@@ -285,8 +293,10 @@ class _Program:
         shuffle: bool,
         drop_last: bool,
         local: Tensor | None,
+        estimator: Estimator | None,
     ) -> None:
         self.local = local
+        self.estimator = estimator
         self.model = model
         self.layout = layout
         self.rule = rule
@@ -312,6 +322,10 @@ class _Program:
         ]
         self.order = np.concatenate(orders)
         self.begins = np.cumsum([0, *(len(order) for order in orders[:-1])])
+        self.directions: list[Directions] = []
+        if estimator is not None:
+            size = layout.num_trainable
+            self.directions = [Directions(task, estimator, size) for task in tasks]
 
     def run(self) -> Trained:
         """Returns what came of the tasks."""
@@ -433,6 +447,9 @@ class _Program:
             share = torch.from_numpy((real / lengths[:, None]).astype(np.float32))
             padding = (share.to(self.device), torch.from_numpy(lengths).to(self.device))
             places = np.minimum(places, lengths[:, None] - 1)
+        z = None
+        if self.directions:
+            z = torch.stack([each.next() for each in self.directions[:active]]).to(self.device)
         x, y = self.pool.take(self.order[(self.begins[:active] + starts)[:, None] + places])
 
         def step(
@@ -441,15 +458,19 @@ class _Program:
             own: dict[tuple[str, str], Tensor],
             x: Tensor,
             y: Tensor,
+            z: Tensor | None,
             *padding: Tensor,
         ) -> tuple[Tensor, State, Tensor]:
             share, examples = padding or (None, width)
             classes = own.get(_CLASSES)
-            batch = VmapBatch(self.model, self.layout, x, y, share, examples, classes)
+            batch: Batch = VmapBatch(self.model, self.layout, x, y, share, examples, classes)
+            if self.estimator is not None and z is not None:
+                batch = EstimatedBatch(batch, self.estimator, z)
             return self.rule.step(w, state, self._received(own), batch, t)
 
-        every = vmap(step, in_dims=(w_dim, 0, 0, 0, 0, *(0 for _ in padding)))
-        result: tuple[Tensor, State, Tensor] = every(w, state, own, x, y, *padding)
+        z_dim = None if z is None else 0
+        every = vmap(step, in_dims=(w_dim, 0, 0, 0, 0, z_dim, *(0 for _ in padding)))
+        result: tuple[Tensor, State, Tensor] = every(w, state, own, x, y, z, *padding)
         return result
 
     def _finish(self, w: Tensor, state: State, everyone: dict[tuple[str, str], Tensor]) -> Finished:

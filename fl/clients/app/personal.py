@@ -25,19 +25,22 @@ class Apart:
     Args:
         buffers: entries that no rule moves, as `Layout.fixed` gives them; the model changes them.
         seed, client, message_id: name the stream of the draws.
+
+    Attributes:
+        passes: made so far, each of which has draws of its own.
     """
 
     def __init__(self, buffers: dict[str, Tensor], seed: int, client: int, message_id: str) -> None:
         self.buffers = buffers
         self._seed = seed
         self._key = ("dropout", "own", client, message_id)
-        self._passes = 0
+        self.passes = 0
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Seeds the global generators for one pass, and puts them back after it."""
-        self._passes += 1
-        with global_generators(self._seed, *self._key, self._passes):
+        self.passes += 1
+        with global_generators(self._seed, *self._key, self.passes):
             yield
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from fl.clients.app.batches import covered_examples, steps_per_epoch
 from fl.clients.app.inbox import Instructions, read_amount, read_batch_size, read_chunks
 from fl.clients.app.message_config import read_float, read_int
+from fl.clients.estimator import Estimator
 from fl.clients.rule import Adaptation, Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
@@ -74,6 +75,7 @@ class Planner:
         layout: of the model.
         data: the clients' examples.
         rule: what a local step does.
+        estimator: as of `TrainingApp`.
         batch_size, local_epochs, local_steps, drop_last, evaluate_on: as of `TrainingApp`.
         open_end: whether only training tells how many steps a task has.
     """
@@ -84,6 +86,7 @@ class Planner:
         layout: Layout,
         data: FederatedData,
         rule: Rule,
+        estimator: Estimator | None,
         *,
         batch_size: int | None,
         local_epochs: int | None,
@@ -96,6 +99,7 @@ class Planner:
         self._layout = layout
         self._data = data
         self._rule = rule
+        self._estimator = estimator
         self._batch_size = batch_size
         self._local_epochs = local_epochs
         self._local_steps = local_steps
@@ -113,12 +117,13 @@ class Planner:
     ) -> Workload:
         """Returns what a message's work costs, before it is done.
 
-        Training is charged forward and backward FLOPs for every example of every step (times the
-        rule's gradients per step; and of the first, what the rule does once), evaluation forward
-        FLOPs and those of the training that it takes, a query nothing but what it says itself
-        (`STAGE_QUERY`). To choose one of k models takes forward FLOPs of each for all of the
-        client's training examples, and to merge them those of the passes that this takes; finding
-        partners in what they show takes nothing.
+        Training is charged forward and backward FLOPs, or those of an estimate of the gradient, for
+        every example of every step (times the rule's gradients per step, and its forward passes
+        beside them; and of the first, what the rule does once), evaluation forward FLOPs and those
+        of the training that it takes, a query nothing but what it says itself (`STAGE_QUERY`). To
+        choose one of k models takes forward FLOPs of each for all of the client's training
+        examples, and to merge them those of the passes that this takes; finding partners in what
+        they show takes nothing.
 
         Args:
             instructions: of the message.
@@ -151,8 +156,8 @@ class Planner:
             examples = chunks.count(instructions.amount[1]) * (batch_size or 0)
         steps = self.steps(instructions.amount, examples, batch_size)
         once = role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
-        once *= self._flops.training
-        per_example = self._flops.training * role.gradients_per_step
+        once *= self._gradient_flops
+        per_example = self._step_flops(role.gradients_per_step, role.forwards_per_step)
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
         fitting = None
@@ -198,21 +203,25 @@ class Planner:
     def _before_evaluation(self, instructions: Instructions, examples: int) -> float:
         """Returns the FLOPs of the training that makes the model which is to be evaluated."""
         batch_size = self.batch_size(instructions.batch_size)
-        parts: list[tuple[float, float, int]] = []  # gradients per step and once, steps
+        parts: list[tuple[float, float, int]] = []  # FLOPs per step and once, steps
         if instructions.evaluated == "local":
             role, steps = instructions.role, self.steps(instructions.amount, examples, batch_size)
-            parts = [(role.gradients_per_step, role.gradients_once, steps)]
+            every = self._step_flops(role.gradients_per_step, role.forwards_per_step)
+            parts = [(every, role.gradients_once * self._gradient_flops, steps)]
         elif instructions.evaluated == "personal":
             parts = [
-                (a.rule.gradients_per_step, 0.0, self.adapting_steps(a, examples, batch_size))
+                (
+                    self._step_flops(a.rule.gradients_per_step, a.rule.forwards_per_step),
+                    0.0,
+                    self.adapting_steps(a, examples, batch_size),
+                )
                 for a in instructions.adaptations
             ]
-        covered = sum(
+        return sum(
             every * self._covered(steps, examples, batch_size)
             + once * self._covered(min(steps, 1), examples, batch_size)
             for every, once, steps in parts
         )
-        return self._flops.training * covered
 
     def adapting_steps(self, adaptation: Adaptation, examples: int, batch_size: int | None) -> int:
         """Returns how many steps a client adapts a model by; arguments as of `steps`."""
@@ -354,13 +363,29 @@ class Planner:
         return self._flops.forward
 
     @cached_property
+    def _gradient_flops(self) -> float:
+        """FLOPs of what the rule gets for a gradient, for one example."""
+        of = self._estimator
+        return float(self._flops.training if of is None else of.flops(self._flops))
+
+    def _step_flops(self, gradients: float, forwards: float) -> float:
+        """Returns the FLOPs of a step for one example."""
+        return self._gradient_flops * gradients + self._flops.forward * forwards
+
+    @cached_property
     def memory_bytes(self) -> int:
         """The memory that training takes on a device, in bytes, for the largest batch."""
         largest = int(self._data.partitions.sizes.max(initial=1))
         batch = largest if self._batch_size is None else min(self._batch_size, largest)
         with self._refusing_inputs():
+            of = self._estimator
             counted = memory_bytes(
-                self._model, self._data.input_shape, batch, self._rule.vectors, self._input_dtype
+                self._model,
+                self._data.input_shape,
+                batch,
+                self._rule.vectors,
+                self._input_dtype,
+                forwards=0 if of is None else of.activations,
             )
         self._let_go()
         return counted

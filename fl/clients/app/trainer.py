@@ -21,6 +21,7 @@ from fl.clients.app.memory_format import takes_channels_last
 from fl.clients.app.training import Trained, Training
 from fl.clients.app.untrained import untrained
 from fl.clients.contact import Contact
+from fl.clients.estimator import Estimator
 from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
@@ -39,6 +40,7 @@ class Trainer:
         data: the clients' examples.
         rule: what a local step does.
         local: see `Received`.
+        estimator: as of `TrainingApp`.
         train, shuffle, drop_last, batching: as of `TrainingApp`.
         device: where PyTorch trains.
         has_mods: whether Flower mods see the messages.
@@ -56,6 +58,7 @@ class Trainer:
         rule: Rule,
         *,
         local: Tensor | None,
+        estimator: Estimator | None,
         train: bool,
         shuffle: bool,
         drop_last: bool,
@@ -69,6 +72,7 @@ class Trainer:
         self._data = data
         self._rule = rule
         self._local = None if local is None else local.to(device)
+        self._estimator = estimator
         self._train = train
         self._shuffle = shuffle
         self._drop_last = drop_last
@@ -99,6 +103,7 @@ class Trainer:
             drop_last=self._drop_last,
             channels_last=self._channels_last,
             local=self._local,
+            estimator=self._estimator,
             contact=self._contact if rule is None else None,
         )
 
@@ -135,6 +140,7 @@ class Trainer:
             shuffle=self._shuffle,
             drop_last=self._drop_last,
             local=self._local,
+            estimator=self._estimator,
         )
 
     # ---- whether clients train together ----------------------------------------------------------

@@ -48,6 +48,7 @@ from fl.clients.app.uplink import Uplink
 from fl.clients.composing import composed
 from fl.clients.contact import Contact
 from fl.clients.correction import Correction
+from fl.clients.estimator import Estimator
 from fl.clients.local_layers import LocalLayers
 from fl.clients.rule import Rule
 from fl.data import FederatedData
@@ -158,6 +159,7 @@ class TrainingApp(ClientApp, PlannedApp):
         rule: what a local step does.
         correction: of the gradients that the rule follows; None leaves them as they are.
         local_layers: which layers stay with the client; None keeps none there.
+        estimator: of the gradients that the rule and the correction get; None takes gradients.
         contact: when a client ends its task before all of the local work is done; None never does.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
@@ -199,6 +201,7 @@ class TrainingApp(ClientApp, PlannedApp):
         *,
         correction: Correction | None = None,
         local_layers: LocalLayers | None = None,
+        estimator: Estimator | None = None,
         contact: Contact | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
@@ -224,6 +227,11 @@ class TrainingApp(ClientApp, PlannedApp):
             raise ConfigError(
                 f"contact is {contact!r:.80}; it must be null, or have a _target_ that makes a "
                 "fl.clients.Contact"
+            )
+        if estimator is not None and not isinstance(estimator, Estimator):
+            raise ConfigError(
+                f"estimator is {estimator!r:.80}; it must be null, or have a _target_ that makes a "
+                "fl.clients.Estimator"
             )
         watching = contact if contact is not None and contact.watches else None
         if watching is not None and not train:
@@ -259,6 +267,15 @@ class TrainingApp(ClientApp, PlannedApp):
         self.optimizer = rule.for_model(self._model, self.home.whole)
         local_first = None if local_layers is None else local_layers.first
         self.rule = composed(self.optimizer, correction, local_first)
+        if estimator is not None:
+            if self.rule.differentiates:
+                raise ConfigError(
+                    f"estimator is {type(estimator).__name__}, and "
+                    f"{type(correction or rule).__name__} takes derivatives of a batch that it "
+                    "does not estimate: leave client/estimator out, or use another client"
+                )
+            estimator = estimator.for_model(self._model, self.home.whole)
+        self.estimator = estimator
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
@@ -273,6 +290,7 @@ class TrainingApp(ClientApp, PlannedApp):
             self.home.whole,
             data,
             self.rule,
+            estimator=estimator,
             batch_size=batch_size,
             local_epochs=local_epochs,
             local_steps=local_steps,
@@ -286,6 +304,7 @@ class TrainingApp(ClientApp, PlannedApp):
             data,
             self.rule,
             local=self.home.local,
+            estimator=estimator,
             train=train,
             shuffle=shuffle,
             drop_last=drop_last,

@@ -10,6 +10,8 @@ from torch import nn
 from fl.clients import (
     APFL,
     AdamW,
+    BlockWise,
+    Conservative,
     ControlledMomentum,
     ControlVariates,
     Corrected,
@@ -17,6 +19,7 @@ from fl.clients import (
     Ditto,
     DynamicRegularization,
     Finished,
+    ForwardGradient,
     GlobalMomentum,
     Gradient,
     Hypergradient,
@@ -34,6 +37,7 @@ from fl.clients import (
     SharedScaling,
     StepDecay,
     TrainingApp,
+    TwoPoint,
 )
 from fl.clients.app.batched import (
     MAX_ROWS,
@@ -58,6 +62,7 @@ RULES = {
     "nesterov": Sgd(0.1, 0.9, True, 0.01, 1.0, step_schedule=StepDecay(3, 0.5)),
     "proximal": Corrected(Sgd(0.3), Proximal(0.5)),
     "adamw": AdamW(0.02),
+    "conservative": Conservative(0.3),
     "adamw kept": AdamW(0.02, keep_moments=True),
     "gradient": Gradient(clip_norm=1.0),
     "direction, sam": Direction(Sam(0.3, rho=0.1)),
@@ -90,6 +95,13 @@ RULES = {
     "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
     "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
     "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),
+}
+
+
+ESTIMATORS = {
+    "two points": TwoPoint(2, density=0.5),
+    "blocks": BlockWise(),
+    "forward": ForwardGradient(2),
 }
 
 
@@ -148,6 +160,15 @@ def test_clients_of_unequal_size_train_together_as_alone(
     ):  # the second time with what the first has left
         (singles, many), contexts = both(app, [content] * 10, dispatch=dispatch, contexts=contexts)
         assert_same(app, singles, many)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_clients_that_estimate_train_together_as_alone(federated, mlp, content_of, both, estimator):
+    rule = Conservative(0.05) if isinstance(estimator, ForwardGradient) else Momentum(0.05)
+    app = TrainingApp(mlp, federated(UNEQUAL), rule, estimator=estimator, batch_size=10)
+    (singles, many), _ = both(app, [content_of(mlp)] * 10)
+    np.testing.assert_allclose(rows(app, many), rows(app, singles), rtol=1e-3, atol=1e-4)
+    assert not np.allclose(rows(app, many), rows(app, [singles[0]] * 10), rtol=1e-3, atol=1e-4)
 
 
 def test_clients_with_references_train_together_as_alone(federated, mlp, content_of, both):

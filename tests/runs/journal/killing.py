@@ -117,6 +117,11 @@ KEEPING = {
         *("battery.charger_w=0.5", "fleet/availability@battery.plugged=exponential"),
         *("battery.plugged.mean_on_s=0.3", "battery.plugged.mean_off_s=0.3", "fleet/radio=states"),
     ],
+    "estimates of gradients": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedavg", "num_clients=8", "num_rounds=5"),
+        *("client=momentum", "client/estimator=two_point", "client.estimator.density=0.5"),
+        "client.batch_size=8",
+    ],
     "filters that learn": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedconv", "num_clients=8", "num_rounds=5"),
         *("strategy.rule.public_examples=40", "strategy.rule.filter_epochs=1"),
