@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl.errors import ConfigError, SimulationError
+from fl.simulation.kernel import water_filling
 from fl.simulation.kernel.links import (
     FLOOR_FRACTION,
     Links,
@@ -136,8 +137,10 @@ def test_rates_and_ends_agree_with_progressive_filling(capacity, steps):
     assert link.next_completion() == math.inf
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_many_flows_with_lognormal_caps_agree_with_progressive_filling(seed):
+@pytest.mark.parametrize(("seed", "near"), [(0, 64), (1, 1), (2, 2), (3, 1), (4, 64)])
+def test_many_flows_with_lognormal_caps_agree_with_progressive_filling(seed, near, monkeypatch):
+    monkeypatch.setattr(water_filling, "_NEAR", near)  # groups of caps that come to the level
+    monkeypatch.setattr(water_filling, "_MOST_NEAR", 2 * near)
     rng = np.random.default_rng(seed)
     link, reference = SharedLink(100.0), FluidReference(100.0)
     arrivals = np.cumsum(rng.exponential(0.05, size=200))
