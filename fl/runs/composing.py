@@ -143,9 +143,9 @@ def _fast_loader() -> Any:
     if not yaml.__with_libyaml__:
         return loader
 
-    class FastLoader(yaml.cyaml.CParser, loader):  # type: ignore[misc, name-defined]
+    class FastLoader(yaml.cyaml.CParser, loader):  # type: ignore[misc, valid-type]
         def __init__(self, stream: Any) -> None:
-            yaml.cyaml.CParser.__init__(self, stream)  # type: ignore[attr-defined]
+            yaml.cyaml.CParser.__init__(self, stream)
             yaml.constructor.SafeConstructor.__init__(self)
             yaml.resolver.Resolver.__init__(self)
 
