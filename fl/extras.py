@@ -8,7 +8,6 @@ everything else works without.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from typing import Any
 
@@ -86,13 +85,12 @@ def imported(key: str, module: str) -> Any:
         missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if package in EXTRAS and missing.partition(".")[0] not in ("", package):
             raise ConfigError(_MISSING.format(key, missing, EXTRAS[package])) from error
-        names = " ".join(packages_distributions().get(package, [package]))
         why = (str(error).splitlines() or [""])[0]
-        raise ConfigError(_BROKEN.format(key, package, type(error).__name__, why, names)) from error
+        raise ConfigError(_BROKEN.format(key, package, type(error).__name__, why)) from error
 
 
 _MISSING = "{} needs the package {}: pip install 'fl-simulator[{}]'"
 _BROKEN = (
-    "{} needs the package {}, which cannot be imported ({}: {}): pip install --force-reinstall "
-    "--no-deps {}"
+    "{} needs the package {}, which is there and cannot be imported ({}: {}): install it again "
+    "(pip install --force-reinstall --no-deps)"
 )

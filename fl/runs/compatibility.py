@@ -107,7 +107,7 @@ REFUSALS = (
     ),
     Refusal(
         "Machines that add updates up, and strategies that look at more than a weighted mean",
-        lambda c: c.hierarchy is not None and not c.traits.sums,
+        lambda c: c.hierarchy is not None and not (c.traits.sums or c.traits.aggregator),
         "hierarchy is {hierarchy}",
         "its machines hand on sums of what clients send, and {strategy} is made of more than the "
         "weighted mean of a round's updates",

@@ -165,9 +165,9 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
         beside=beside,
     )
-    ending = grid if isinstance(grid, SimGrid) and grid.fleet.job is None else None
-    if ending is not None and config.time_limit_s is not None:
-        ending.end_at(config.time_limit_s)
+    limited = grid if isinstance(grid, SimGrid) and grid.fleet.job is None else None
+    if limited is not None and config.time_limit_s is not None:
+        limited.end_at(config.time_limit_s)
     if isinstance(grid, SimGrid) and average is None and personal.every is None:
         grid.snapshots = recorder.snapshots(grid, schedule)
     try:
@@ -181,8 +181,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         )
     except Enough as why:
         print(f"fl: the run ends, as {why}", flush=True)
-        if ending is not None:
-            ending.end_at(math.inf)
+        if limited is not None:
+            limited.end_at(math.inf)
         recorder.final(schedule.close())
     except Diverged:
         recorder.final(schedule.close())

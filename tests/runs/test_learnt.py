@@ -12,6 +12,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from hydra import compose, initialize_config_module
 
+import fl
 from fl import SimulationError, simulate
 from fl.runs.run import run_experiment
 from fl.simulation.world.faults import Faults
@@ -140,6 +141,18 @@ def test_run_whose_time_is_up_before_its_first_new_model_has_failed(strategy):
     # A message alone takes longer than 1 ms; favas makes contact only after a second.
     with pytest.raises(SimulationError, match=r"time_limit_s=0\.001 ended the run before the firs"):
         experiment(f"strategy={strategy}", "time_limit_s=0.001")
+
+
+def test_run_ends_at_its_limit_of_time_and_not_with_the_model_after_it():
+    few = {"num_clients": 2, "num_rounds": 3, "fleet": "uniform", "executor": "serial"}
+    whole = fl.run(**few, progress=False)
+    times = [row["time_s"] for row in whole.history]
+    limit_s = (times[1] + times[2]) / 2
+    brief = fl.run(**few, progress=False, time_limit_s=limit_s)
+    assert brief.summary["totals"]["virtual_s"] == limit_s
+    assert [row["accuracy"] for row in brief.history] == [
+        row["accuracy"] for row in whole.history[:2]
+    ]
 
 
 def test_run_whose_rounds_all_end_without_replies_has_failed_and_names_the_remedy():

@@ -143,7 +143,7 @@ def test_server_chooses_the_cap_of_each_task() -> None:
 def test_cap_of_a_message_that_is_no_share_is_refused(value) -> None:
     grid = grid_of(fleet_of([Client()], power=Power(Dvfs())), flops=1.0)
     content = RecordDict({"config": ConfigRecord({CAP_KEY: value})})
-    with pytest.raises(ConfigError, match=r"'power-cap' is .*; it must be a share"):
+    with pytest.raises(ConfigError, match=r"a message's power-cap is .*; it must be a"):
         grid.push_messages([Message(content, node_id(0), "train")])
 
 
@@ -184,7 +184,10 @@ def test_cap_that_every_message_has_is_that_of_every_task() -> None:
     ("overrides", "match"),
     [
         (["+train_config.power-cap=0.3"], "only power reads it: set power=dvfs"),
-        (["power=dvfs", "+train_config.power-cap=3"], "'power-cap' is 3; it must be a share"),
+        (
+            ["power=dvfs", "+train_config.power-cap=3"],
+            "train_config.power-cap is 3; it must be a share",
+        ),
         (["power=dvfs", "power.eta=0.3"], r"power.choice=cost reads it"),
         (["power=dvfs", "+power.caps.phone=0.5"], r"caps\.phone: the fleet has no such kind"),
         (["selection=by_charge"], "there are none: set battery=phone"),
