@@ -136,9 +136,9 @@ def figures() -> Iterator[Figure]:
     narayanan = "Narayanan et al. (SIGCOMM), its data"
     for (network, way), rows in PHONE_2020.items():
         flat, now = NETWORKS[network].radio_w - idle, radio(network)
-        for mbps, watts in (rows[1], rows[len(rows) // 2], rows[-1]):
-            bits = (1e6 * mbps, 0.0) if way == "down" else (0.0, 1e6 * mbps)
-            what = f"{network.upper()} radio, {mbps:.0f} Mb/s {way}"
+        for rate, watts in (rows[1], rows[len(rows) // 2], rows[-1]):
+            bits = (1e6 * rate, 0.0) if way == "down" else (0.0, 1e6 * rate)
+            what = f"{network.upper()} radio, {rate:.0f} Mb/s {way}"
             states = now.transfer_j(1.0, *bits)
             yield Figure(what, watts - WAITING_W, flat, "W", narayanan, 2021, states)
     zeus = "traces of Zeus (NSDI), GPU / 0.7"
