@@ -65,7 +65,7 @@ deploy-shaped: install ## predict, and run, three strategies on SuperNodes behin
 		$(BIN)/python -m fl.deployment strategy=$$strategy $(SHAPED_RUN) $(SHAPED_LINK) \
 			--directory build/shaped/$$strategy; \
 		$(BIN)/fl calibrate shaped -cd build/shaped/conf --check build/shaped/$$strategy \
-			fleet.down_bps=10e6 fleet.up_bps=10e6 fleet.latency_s=0.025; \
+			fleet.down_bps=10e6 fleet.up_bps=10e6 fleet.latency_s=0.025 runtime.together=true; \
 	done
 
 check: install ## lint, check the formatting and the types

@@ -164,7 +164,8 @@ def test_a_configuration_builds_the_fleet_of_the_function_s_defaults(
     function = get_method(config._target_)
     parameters = inspect.signature(function).parameters
     plain = {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k[0] != "_"}
-    absent = {"checkpointing"} if name == "datacenters" else set()  # a group, null by default
+    of_groups = {"datacenters": {"checkpointing"}, "mobile": {"radio"}}  # null by default
+    absent = of_groups.get(name, set())
     assert plain.keys() | absent == set(parameters), "keys equal arguments"
     for key, value in plain.items():
         default = parameters[key].default

@@ -446,7 +446,7 @@ class Engine:
         for dispatch in [dispatch for dispatch in client.waiting if dispatch.ready_s is not None]:
             self._take(client, dispatch)
         if self._nodes is not None:
-            self._nodes.looks(number, self.queue.now)
+            self._nodes.looked[number] = self.queue.now
         self._take_up(client)
 
     def _end(self, dispatch: Dispatch, kind: Event, size: int = 0) -> None:
@@ -532,7 +532,7 @@ class Engine:
         else:
             del client.taken[dispatch]
             if self._nodes is not None and not client.taken:
-                self._nodes.looks(dispatch.client, self.queue.now)
+                self._nodes.looked[dispatch.client] = self.queue.now
             if client.waiting:
                 # Scheduled, not called: what else happens in this instant comes first.
                 self.queue.schedule(self.queue.now, Priority.DISPATCH, self._look, dispatch.client)

@@ -47,6 +47,11 @@ class Nodes:
         runtime: what it takes.
         fleet: the clients.
         trace: where each term is recorded, with the s that it takes.
+
+    Attributes:
+        runtime: what it takes.
+        looked: when a client's node has last looked for a message, as far as is known, s: it has
+            come, or ended a task.
     """
 
     def __init__(self, runtime: Runtime, fleet: Fleet, trace: Trace) -> None:
@@ -73,9 +78,9 @@ class Nodes:
         self._task_phase = uniforms(fleet.seed, "task-poll", phase_of)
         self._node_phase = uniforms(fleet.seed, "node-poll", phase_of)
         self._start_key = client_keys(fleet.seed, "app-start", clients)
-        self._trace = trace
+        self._record = trace.record_terms
         self._nodes: dict[int, _Node] = {}
-        self._looked: dict[int, float] = {}  # when a client's node has looked, as far as is known
+        self.looked: dict[int, float] = {}
         self._heat: dict[int, tuple[float, float]] = {}  # of its device, and when it was that hot
 
     def _node(self, client: int) -> _Node:
@@ -92,21 +97,17 @@ class Nodes:
             1.0 if reference is None else reference / fleet.devices.flops.item(client),
             self._start_key.item(client),
         )
-        self._looked.setdefault(client, -every_s * self._node_phase.item(client))
+        self.looked.setdefault(client, -every_s * self._node_phase.item(client))
         return node
 
     # ---- looking for messages --------------------------------------------------------------------
-
-    def looks(self, client: int, now: float) -> None:
-        """Notes that the client's node looks for a message now: it has come, or ended a task."""
-        self._looked[client] = now
 
     def next_look(self, client: int, now: float) -> float:
         """Returns when an idle client's node looks for a message, from now on, s."""
         every_s = (self._nodes.get(client) or self._node(client)).every_s
         if every_s == 0:
             return now
-        since = self._looked[client]
+        since = self.looked[client]
         look = since + math.ceil((now - since) / every_s) * every_s
         return look if look > now else now
 
@@ -122,7 +123,7 @@ class Nodes:
         rtt_s = (self._nodes.get(client) or self._node(client))[0]
         calls_s = (self._trips.get(objects) or self._trips_of(objects))[0] * rtt_s
         # It has waited since it was sent, or since the node was idle.
-        waits_since = self._looked[client]
+        waits_since = self.looked[client]
         if waits_since < sent_s:
             waits_since = sent_s
         dispatch.terms = (now - waits_since if now > waits_since else 0.0, calls_s)
@@ -152,8 +153,16 @@ class Nodes:
         every_s, decode_s_per_byte, step_s, step_s_per_parameter, heats = self._of_work
         scale /= dispatch.speed
         start_s = runtime.seconds_to_start(start_key, dispatch.number) * scale
-        if dispatch.told_s < now == dispatch.arrived_s:  # one that has waited for another did not
-            wait_s, ahead_s = self._ahead(dispatch.told_s, phase_s, start_s, now)
+        told_s = dispatch.told_s
+        if told_s < now == dispatch.arrived_s:  # one that has waited for another did not
+            # Its app has started ahead, since its starter looked.
+            began = told_s + ((phase_s - told_s) % every_s if every_s else 0.0)
+            wait_s, ahead_s = 0.0, now - began
+            if ahead_s <= 0:
+                wait_s, ahead_s = began - now, 0.0
+            elif ahead_s > start_s:  # and has looked for the message since
+                missing_s = ahead_s - start_s
+                wait_s, ahead_s = runtime.found_after(missing_s) - missing_s, start_s
             start_s -= ahead_s
         else:
             wait_s, ahead_s = (phase_s - now) % every_s if every_s else 0.0, 0.0
@@ -170,26 +179,6 @@ class Nodes:
         dispatch.stage_began = begins - ahead_s  # the device computes from then on
         dispatch.terms += (wait_s, start_s, decode_s, steps_s, hot_s - busy_s)
         return wait_s + hot_s
-
-    def _ahead(
-        self, told_s: float, phase_s: float, start_s: float, now: float
-    ) -> tuple[float, float]:
-        """Returns how long a task waits whose app starts ahead, and what of its start is over, s.
-
-        Args:
-            told_s: when the node knew of the task.
-            phase_s: of looks for tasks.
-            start_s: what a start takes.
-            now: when the message is there.
-        """
-        every_s = self._of_work[0]
-        begins = told_s + ((phase_s - told_s) % every_s if every_s else 0.0)
-        if begins >= now:
-            return begins - now, 0.0
-        missing_s = now - begins - start_s  # since the app looks for the message
-        if missing_s <= 0:
-            return 0.0, now - begins
-        return self.runtime.found_after(missing_s) - missing_s, start_s
 
     def upload_delay(self, dispatch: Dispatch, now: float) -> float:
         """Returns what happens between the end of the work and the reply's first byte, s.
@@ -215,7 +204,7 @@ class Nodes:
             dispatch.idle_s += waited_s
             dispatch.stage_began = found  # the radio is silent until then
         terms = (*dispatch.terms, encode_s, waited_s, calls_s)
-        self._trace.record_terms(now, client, dispatch.number, terms)
+        self._record(now, client, dispatch.number, terms)
         return encode_s + waited_s + calls_s
 
     def _heated(self, client: int, busy_s: float, begins: float, ahead_s: float) -> float:
