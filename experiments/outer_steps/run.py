@@ -6,8 +6,8 @@ Runs that are kept with the page are not made again: without results.parquet all
 with is in outputs/outer_steps.
 
 A method has seven points: five of its own knob at an inner rate of 0.001, and two other inner rates
-at the best of them; Local SGD has seven inner rates. They are of two workers and of examples that
-nobody trains on, and the best is that of four workers too.
+at the best of them, or four and three; Local SGD has seven inner rates. They are of two workers and
+of examples that nobody trains on, and the best is that of four workers too.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ RATE, INNER = "strategy.rule.optimizer.lr", "client.rule.lr"
 
 
 class Method(NamedTuple):
-    """How a method is run, and the values of its own knob that are tried."""
+    """How a method is run, and the values of its own knob that are tried.
+
+    Attributes:
+        inner: inner rates at the best of them, beside 0.001.
+        updates: whether rounds are outer gradients, and not phases.
+    """
 
     overrides: tuple[str, ...]
     knob: str
     tried: tuple[float, ...]
+    inner: tuple[float, ...] = (0.0003, 0.003)
     updates: bool = False
 
 
@@ -54,14 +60,15 @@ METHODS = {
     "streaming_e3m0": Method(
         ("strategy=streaming_diloco", "strategy.rule.fragments=1", "compressor=e3m0"),
         RATE,
-        (0.025, 0.05, 0.1, 0.2, 0.4),
+        (0.025, 0.05, 0.1, 0.2),
+        inner=(0.0003, 0.003, 0.01),
     ),
     "slowmo": Method(("strategy=slowmo",), "strategy.rule.beta", (0.0, 0.1, 0.2, 0.5, 0.8)),
     "async_diloco": Method(
         ("strategy=async_diloco", "fleet.jitter=0.5"),
         "strategy.rule.lr",
         (0.025, 0.05, 0.1, 0.2, 0.4),
-        True,
+        updates=True,
     ),
     "co2": Method(("strategy=co2",), "strategy.rule.alpha", (0.0625, 0.125, 0.25, 0.5, 1.0)),
     "sparse_loco": Method(
@@ -115,7 +122,7 @@ def run_method(kept: KeptRuns, name: str) -> None:
     tuned = [trial("tune", TUNING, 2, f"{method.knob}={value}", *inner) for value in method.tried]
     if inner:
         own = ranked(tuned, "num_clients", "2")[0][1][0].given[method.knob]
-        for rate in (0.0003, 0.003):
+        for rate in method.inner:
             tuned.append(trial("tune", TUNING, 2, f"{method.knob}={own}", f"{INNER}={rate}"))
     order = ranked(tuned, "num_clients", "2")
     best = order[0][1][0].given
