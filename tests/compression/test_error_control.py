@@ -568,7 +568,7 @@ def test_econtrol_is_stable_where_error_feedback_is_not():
     controlled, gamma, steps = LINEAR["econtrol"]
     assert controlled.compressor == TopK(k=4)
     ef = descend(PROBLEM, ErrorFeedback(controlled.compressor), gamma, steps, inside=True)
-    assert 2e-5 < 1e-3 * ef[-200:].mean()  # where EControl comes to, see above
+    assert 1e-3 * ef[-200:].mean() > 2e-5  # where EControl comes to, see above
 
 
 @pytest.mark.parametrize("k", [pytest.param(2, marks=pytest.mark.slow), 10])
