@@ -149,7 +149,8 @@ def test_every_client_rule_runs(name):
 @pytest.mark.parametrize(
     "name",
     sorted(  # of those that are optimizers
-        {*members("client")} - {"coded_gradient", "gradient", "per_fedavg", "pfedme"}
+        {*members("client")}
+        - {"coded_gradient", "conservative", "gradient", "per_fedavg", "pfedme"}
     ),
 )
 @pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "scaffold_m", "feddyn"])
