@@ -179,8 +179,9 @@ def result(run: Run) -> float:
 
 def reached(run: Run) -> Row | None:
     """Returns the first of two evaluations in a row that meet the target."""
-    met = target_of(run).met_by
-    return next((row for row, after in pairwise(run.history) if met(row) and met(after)), None)
+    target = target_of(run)
+    rows, met = [row for row in run.history if target.metric in row], target.met_by
+    return next((row for row, after in pairwise(rows) if met(row) and met(after)), None)
 
 
 def spent(row: Row, cost: str) -> float:

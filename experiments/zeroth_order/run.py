@@ -75,6 +75,12 @@ METHODS = {
     ),
 }
 WORKERS, SAMPLES, STEPS = 4, 30, 50
+DATA_PARALLEL = (
+    "strategy=data_parallel",
+    "strategy.rule.optimizer._target_=fl.strategies.OuterSgd",
+    "+strategy.rule.optimizer.momentum=0",
+    "+strategy.rule.optimizer.nesterov=false",
+)
 BYTES = {
     "just_one_byte": Method(
         (
@@ -89,10 +95,7 @@ BYTES = {
     ),
     "all_floats": Method(
         (
-            "strategy=data_parallel",
-            "strategy.rule.optimizer._target_=fl.strategies.OuterSgd",
-            "strategy.rule.optimizer.momentum=0",
-            "strategy.rule.optimizer.nesterov=false",
+            *DATA_PARALLEL,
             "client/estimator=forward_gradient",
             f"client.estimator.samples={SAMPLES}",
         ),
@@ -100,6 +103,7 @@ BYTES = {
         (1e-2, 3e-2, 1e-1),
         "strategy.rule.optimizer.lr",
     ),
+    "gradients": Method(DATA_PARALLEL, 3, (0.03, 0.1, 0.3), "strategy.rule.optimizer.lr"),
 }
 
 
