@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fl.errors import ConfigError
 from fl.reports.atomic import replacing
@@ -129,10 +128,10 @@ class RunSnapshots:
         found, self._found = self._found, None
         known = len(self._recorder.writer.history)
         now = Written()
-        for part in self._parts.values():
-            now.state(part)
-        read = Read(found.views, now.classes)
         try:
+            for part in self._parts.values():
+                now.state(part)
+            read = Read(found.views, now.classes)
             if found.parts.keys() != self._parts.keys():
                 raise ValueError(f"it has the parts {sorted(found.parts)}")
             for name, part in self._parts.items():
@@ -264,11 +263,15 @@ def _check_events(path: Path, rows: int, crc: int) -> None:
 
 def _generators() -> tuple[Any, Any, Any]:
     """Returns the states of the global generators of `random`, NumPy and torch."""
+    import torch
+
     numpy = np.random.get_state(legacy=True)  # noqa: NPY002  (rules of others may draw from it)
     return random.getstate(), numpy, torch.get_rng_state().numpy()
 
 
 def _set_generators(python: Any, numpy: Any, pytorch: Any) -> None:
+    import torch
+
     random.setstate(python)
     np.random.set_state(numpy)  # noqa: NPY002
     torch.set_rng_state(torch.from_numpy(pytorch))
