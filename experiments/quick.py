@@ -401,6 +401,17 @@ def _() -> Measured:
     return said, times[0] < times[1]
 
 
+@check("fedfix", "at the expense of stability: at a rate of FedFix")
+def _() -> Measured:
+    page = script("fedfix/run.py")["COMPARISON"]
+    of = ("client.rule.lr=0.1", "time_limit_s=15")
+    fedfix, alone = (
+        100 * end(run(*page.overrides(name, "F-80", "final", 0), *of), "accuracy")
+        for name in ("fedfix, 0.5 s", "async, eta 1")
+    )
+    return f"rate 0.1, 15 s: {alone:.1f} %, FedFix {fedfix:.1f}", alone < fedfix - 20
+
+
 @check("ifca", "better than one model for all")
 def _() -> Measured:
     common = (

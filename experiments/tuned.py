@@ -99,9 +99,14 @@ def records(runs: Sequence[Trial]) -> list[dict[str, Any]]:
 
 def read_trials(page: Path) -> list[Trial]:
     """Returns the runs that are kept with a page."""
+    return trials_of(kept(page))
+
+
+def trials_of(kept: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """Returns runs, of which these are the records."""
     found = []
     identity = ("method", "part", "seed", "configuration", "overrides")
-    for _, rows in groupby(kept(page), key=lambda row: [row[name] for name in identity]):
+    for _, rows in groupby(kept, key=lambda row: [row[name] for name in identity]):
         history = list(rows)
         of = history[0]
         target = {name: of[name] for name in ("metric", "value", "mode")}
@@ -387,8 +392,8 @@ class Report:
         parts.append(f"### Tuning\n\n{tuning(self.methods, self.key, self.cases)}")
         return "\n\n".join(parts)
 
-    def write(self) -> None:
-        """Replaces the page's tables, and its figures."""
+    def figures(self) -> None:
+        """Draws the figure of every case."""
         from fl.reports.plots import compare  # slow to load, and not for `best`
 
         axes = ("time_s", "bytes") if "MB" in dict(self.ends) else (self.cost,)
@@ -396,6 +401,10 @@ class Report:
             runs = self.of_case(case)
             target = target_of(runs[self.against][0])
             compare(runs, target.metric, self.figure(case), axes=axes, target=target.value)
+
+    def write(self) -> None:
+        """Replaces the page's tables, and its figures."""
+        self.figures()
         replace_tables(self.page / "README.md", self.tables())
 
 
