@@ -421,6 +421,28 @@ def _() -> Measured:
     return said, times[0] < times[1]
 
 
+@check("favas", "FAVAS is above FedBuff: one in nine fast")
+def _() -> Measured:
+    page = script("favas/run.py")["COMPARISON"]
+    of = ("client.rule.lr=0.1", "time_limit_s=2000", "evaluate_every_s=200")
+    favas, fedbuff = (
+        100 * end(run(*page.overrides(name, "1/9 fast", "final", 0), *of), "accuracy")
+        for name in ("favas", "fedbuff")
+    )
+    return f"2,000 s: {favas:.1f} % and {fedbuff:.1f}", favas > fedbuff
+
+
+@check("fedfix", "at the expense of stability: at a rate of FedFix")
+def _() -> Measured:
+    page = script("fedfix/run.py")["COMPARISON"]
+    of = ("client.rule.lr=0.1", "time_limit_s=15")
+    fedfix, alone = (
+        100 * end(run(*page.overrides(name, "F-80", "final", 0), *of), "accuracy")
+        for name in ("fedfix, 0.5 s", "async, eta 1")
+    )
+    return f"rate 0.1, 15 s: {alone:.1f} %, FedFix {fedfix:.1f}", alone < fedfix - 20
+
+
 @check("ifca", "better than one model for all")
 def _() -> Measured:
     common = (

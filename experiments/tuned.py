@@ -119,7 +119,12 @@ def by_run(records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def read_trials(page: Path) -> list[Trial]:
     """Returns the runs that are kept with a page."""
-    return [of_kept(rows) for rows in by_run(kept(page))]
+    return trials_of(kept(page))
+
+
+def trials_of(records: Iterable[dict[str, Any]]) -> list[Trial]:
+    """Returns runs, of which these are the records."""
+    return [of_kept(rows) for rows in by_run(records)]
 
 
 class KeptRuns:
@@ -442,8 +447,8 @@ class Report:
         parts.append(f"### Tuning\n\n{tuning(self.methods, self.key, self.cases)}")
         return "\n\n".join(parts)
 
-    def write(self) -> None:
-        """Replaces the page's tables, and its figures."""
+    def figures(self) -> None:
+        """Draws the figure of every case."""
         from fl.reports.plots import compare  # slow to load, and not for `best`
 
         axes = ("time_s", "bytes") if "MB" in dict(self.ends) else (self.cost,)
@@ -451,6 +456,10 @@ class Report:
             runs = self.of_case(case)
             target = target_of(runs[self.against][0])
             compare(runs, target.metric, self.figure(case), axes=axes, target=target.value)
+
+    def write(self) -> None:
+        """Replaces the page's tables, and its figures."""
+        self.figures()
         replace_tables(self.page / "README.md", self.tables())
 
 
