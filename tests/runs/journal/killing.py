@@ -108,7 +108,7 @@ KEEPING = {
     ],
     "software that takes time": [
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
-        *("runtime=flower", "runtime.sustained=0.5", "fleet/radio=states"),
+        *("runtime=flower", "runtime.sustained=0.5"),
     ],
     "batteries that run low": [
         *(*SMALL, *HARSH_FLEET[3:], "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
@@ -116,6 +116,7 @@ KEEPING = {
         *("power.within_s=0.1", "battery=phone", "battery.capacity_j=0.2", "battery.other_w=0.01"),
         *("battery.charger_w=0.5", "fleet/availability@battery.plugged=exponential"),
         *("battery.plugged.mean_on_s=0.3", "battery.plugged.mean_off_s=0.3"),
+        *("fleet/radio=states", "fleet.radio={4g:{tail_s:0.001},5g:{tail_s:0.001}}"),
     ],
     "estimates of gradients": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedavg", "num_clients=8", "num_rounds=5"),
