@@ -36,8 +36,8 @@ SHORT_BYTES = 187
 _USUAL_SAMPLE = 13  # nodes, the authors'
 _USUAL_FEWEST = 3  # models
 _HOPELESS_S = 2 * 86400.0  # of silence: longer than any behaviour that repeats itself daily
-_HOPELESS_COMINGS = 1000  # in silence, of nodes that stay for too short to do anything,
-_COMINGS_EACH = 10  # if every node has come back so often
+_HOPELESS_COMINGS = 5000  # in silence, of nodes that stay for too short to do anything,
+_COMINGS_EACH = 50  # if every node has come back so often
 _ADVERTISED = 10  # times the sample size, nodes that are told of somebody who comes
 
 
@@ -183,7 +183,7 @@ class Sampled(Decentralized):
 
         Raises:
             SimulationError: for days no model was trained, and none averaged; or nodes came and
-                went a thousand times meanwhile.
+                went thousands of times meanwhile.
         """
         self.swarm = swarm
         self.nodes = [SampledNode(self.rule.init(self.n)) for _ in range(self.n)]
@@ -223,9 +223,9 @@ class Sampled(Decentralized):
     def _check_wait(self) -> None:
         """Raises SimulationError if for long too few nodes are there at once, or none stays."""
         silent_s = self.swarm.now - self.moved_s
-        waited_s = silent_s - 2 * self.aggregation_timeout_s
+        days = silent_s > _HOPELESS_S + 2 * self.aggregation_timeout_s
         restless = self.comings >= max(_HOPELESS_COMINGS, _COMINGS_EACH * self.n)
-        if len(self.swarm.tasks) or waited_s <= (0.0 if restless else _HOPELESS_S):
+        if len(self.swarm.tasks) or not (days or restless):
             return
         said = f"no model was trained or averaged in {silent_s:g} s, after round {self.done}"
         if restless:
