@@ -2,16 +2,15 @@
 
 A page's run.py says what is compared (`Comparison`) and calls `main`:
 
-    FL_DATA_DIR=... python experiments/PAGE/run.py [OUT [METHOD ...]]
+    FL_DATA_DIR=... python experiments/PAGE/run.py [METHOD ...]
     python experiments/PAGE/run.py tables
 
 Each method has a search of its own, of as many trials as any other's, over a grid of powers of
 ten and three times these: next comes the point that has not been tried and is nearest to the best
 one so far. So a best point is inside what was tried, unless the trials are used up before. Trials
 are of one seed, and judged by training examples that they do not train on. The best point then runs
-with other seeds, and is judged by the test examples. The runs of a method are kept in OUT/METHOD
-(by default below outputs/PAGE); one that is there is not made again, and those of all methods that
-are there go with the page.
+with other seeds, and is judged by the test examples. Runs are kept with the page (`KeptRuns`); one
+that is there is not made again.
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import results
-from tuned import Report, Trial, at_edge, loss, of_part, ranked, records, trials_of
+from tuned import KeptRuns, Report, Trial, at_edge, loss, of_part, ranked
 
-import fl
 from fl.reports.page import replace_tables
 
 QUIET = ("executor=serial", "progress=false", "views=false", "checkpoint=off")
@@ -137,41 +135,23 @@ def next_point(tried: Mapping[Rungs, float], allowed: Callable[[Rungs], bool]) -
     return next(point for point in points if point not in tried and allowed(point))
 
 
-class Kept:
-    """The runs of a method that are there, in a folder of their own.
+class Search:
+    """A method's trials and results.
 
     Args:
         comparison: that they are of.
-        out: the folder of all methods.
-        name: of this one.
+        kept: the runs that are there.
+        name: of the method.
     """
 
-    def __init__(self, comparison: Comparison, out: Path, name: str) -> None:
-        self.comparison, self.name = comparison, name
-        self.folder = out / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        there = (self.folder / results.FILE).exists()
-        self.records: list[dict[str, Any]] = results.kept(self.folder) if there else []
-        self.trials = trials_of(self.records)
+    def __init__(self, comparison: Comparison, kept: KeptRuns, name: str) -> None:
+        self.comparison, self.kept, self.name = comparison, kept, name
 
     def run(self, part: str, seed: int, case: str, point: Mapping[str, str]) -> Trial:
         """Returns a run, which is made if it is not there."""
-        wanted = {CASE: case, **point}
-        for one in of_part(self.trials, part):
-            if one.summary["seed"] == seed and wanted.items() <= one.given.items():
-                return one
         given = self.comparison.overrides(self.name, case, part, seed)
-        since = time.process_time()
-        run = fl.run(*given, *(f"{k}={v}" for k, v in point.items()), *QUIET)
-        took = time.process_time() - since
-        named = dict(each.removeprefix("+").partition("=")[::2] for each in given)
-        made = Trial(run.directory, run.summary, run.history, self.name, part, named | wanted)
-        self.trials.append(made)
-        self.records += records([made])
-        results.keep(self.folder, self.records)
-        said = f"{loss([made]):.4f}, {took:.1f} s of CPU time"
-        print(self.name, case, part, seed, *point.values(), said, flush=True)
-        return made
+        at = (f"{key}={value}" for key, value in point.items())
+        return self.kept.run(self.name, part, *given, *at, **{CASE: case})
 
     def tuned(self, case: str) -> Mapping[str, str]:
         """Returns the best point of a case, after as many trials as there are to be."""
@@ -183,7 +163,8 @@ class Kept:
                 point = next_point(tried, method.allows)
             given = {key: f"{value(at):g}" for key, at in zip(method.start, point, strict=True)}
             tried[point] = loss([self.run("tune", TUNING, case, given)])
-        order = ranked(of_part(self.trials, "tune"), CASE, case)
+        trials = [one for one in self.kept.trials() if one.method == self.name]
+        order = ranked(of_part(trials, "tune"), CASE, case)
         if edge := at_edge(order[0][0], [each for each, _ in order]):
             said = f"{self.name}, {case}: at the edge of the grid: {', '.join(edge)}"
             print(said, file=sys.stderr, flush=True)
@@ -199,13 +180,6 @@ class Kept:
                     self.run("beside", seed, case, point)
 
 
-def gathered(comparison: Comparison, out: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of all methods that are there."""
-    for name in comparison.methods:
-        if (out / name / results.FILE).exists():
-            yield from results.kept(out / name)
-
-
 def main(comparison: Comparison, tables: Callable[[list[dict[str, Any]]], str]) -> None:
     """Does what the command line says: runs methods, or no more than the page's tables and figures.
 
@@ -213,12 +187,14 @@ def main(comparison: Comparison, tables: Callable[[list[dict[str, Any]]], str]) 
         comparison: what the page compares.
         tables: returns what stands between the marks of the page, made of its records.
     """
-    out, *names = sys.argv[1:] or [f"outputs/{comparison.page.name}"]
-    if out != "tables":
+    names = sys.argv[1:]
+    if names != ["tables"]:
         since = time.process_time()
+        runs = KeptRuns(comparison.page, QUIET)
         for case, name in product(comparison.cases, names or comparison.methods):
-            Kept(comparison, Path(out), name).run_case(case)
-            results.keep(comparison.page, list(gathered(comparison, Path(out))))
+            Search(comparison, runs, name).run_case(case)
+        if not names:
+            runs.prune()
         print(f"{(time.process_time() - since) / 60:.1f} min of CPU time")
     comparison.report().figures()
     replace_tables(comparison.page / "README.md", tables(results.kept(comparison.page)))

@@ -119,12 +119,7 @@ def by_run(records: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def read_trials(page: Path) -> list[Trial]:
     """Returns the runs that are kept with a page."""
-    return trials_of(kept(page))
-
-
-def trials_of(records: Iterable[dict[str, Any]]) -> list[Trial]:
-    """Returns runs, of which these are the records."""
-    return [of_kept(rows) for rows in by_run(records)]
+    return [of_kept(rows) for rows in by_run(kept(page))]
 
 
 class KeptRuns:
@@ -141,13 +136,14 @@ class KeptRuns:
         self.there = {self._key(of_kept(rows)): rows for rows in there}
         self.wanted: dict[_Key, None] = {}
 
-    def run(self, method: str, part: str, *given: str) -> Trial:
+    def run(self, method: str, part: str, *given: str, **labels: str) -> Trial:
         """Returns a run: the one with these overrides that is there, or one that is made now.
 
-        Of a key that is given twice, the last value counts.
+        Of a key that is given twice, the last value counts. Labels are kept among the overrides,
+        and are no keys of the configuration.
         """
         said = {key: value for key, _, value in (each.partition("=") for each in given)}
-        shown = {key.removeprefix("+"): value for key, value in said.items()}
+        shown = labels | {key.removeprefix("+"): value for key, value in said.items()}
         key = (method, part, frozenset((k, v) for k, v in shown.items() if k not in OF_HOST))
         self.wanted[key] = None
         if key not in self.there:
@@ -157,6 +153,10 @@ class KeptRuns:
             self._write(self.there)
             print(method, part, *given[-3:], flush=True)
         return of_kept(self.there[key])
+
+    def trials(self) -> list[Trial]:
+        """Returns all runs that are there."""
+        return [of_kept(rows) for rows in self.there.values()]
 
     def prune(self) -> None:
         """Keeps no other runs than those that have been asked for."""

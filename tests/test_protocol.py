@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "experiments"))
 
-import protocol  # noqa: E402 - found by the line above
-from protocol import Comparison, Kept, Method, next_point, rung, value  # noqa: E402
+import tuned  # noqa: E402 - found by the line above
+from protocol import Comparison, Method, Search, next_point, rung, value  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def made_up(best: float):
 
     def run(*overrides):
         given = dict(each.partition("=")[::2] for each in overrides)
+        assert "case" not in given  # a label, and no key
         apart = math.log(float(given["rate"]) / best) ** 2
         return SimpleNamespace(
             directory=None,
@@ -77,18 +78,19 @@ def test_every_method_has_as_many_trials_and_a_run_that_is_there_is_not_made_aga
 ):
     methods = {"near": Method((), {"rate": 0.1}), "far": Method((), {"rate": 3})}
     page = Comparison(tmp_path, ("a=b",), {"one": ()}, methods, "near", trials=6, seeds=(0, 1))
-    monkeypatch.setattr(protocol, "fl", SimpleNamespace(run=made_up(0.1)))
+    monkeypatch.setattr(tuned, "fl", SimpleNamespace(run=made_up(0.1)))
+    kept = tuned.KeptRuns(tmp_path)
     for name in methods:
-        kept = Kept(page, tmp_path, name)
-        kept.run_case("one")
-        parts = [(run.part, run.given["rate"], run.summary["seed"]) for run in kept.trials]
+        Search(page, kept, name).run_case("one")
+        made = [run for run in kept.trials() if run.method == name]
+        parts = [(run.part, run.given["rate"], run.summary["seed"]) for run in made]
         assert [part for part, _, _ in parts] == ["tune"] * 6 + ["final"] * 2
         assert parts[6:] == [("final", "0.1", 0), ("final", "0.1", 1)]
     assert capsys.readouterr().err == ""  # no best point is at an edge
-    monkeypatch.setattr(protocol, "fl", None)
-    again = Kept(page, tmp_path, "far")
-    again.run_case("one")
-    assert len(again.trials) == 8
+    monkeypatch.setattr(tuned, "fl", None)
+    again = tuned.KeptRuns(tmp_path)
+    Search(page, again, "far").run_case("one")
+    assert len(again.trials()) == 16
 
 
 def test_only_trials_are_judged_by_held_out_training_examples():

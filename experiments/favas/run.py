@@ -1,6 +1,6 @@
 """All runs of this page, in one process, and its tables: see experiments/protocol.py.
 
-FL_DATA_DIR=... python experiments/favas/run.py [OUT [METHOD ...]]
+FL_DATA_DIR=... python experiments/favas/run.py [METHOD ...]
 """
 
 from __future__ import annotations
