@@ -158,6 +158,8 @@ def target(group: str, name: str) -> str:
     rule = first("rule._target_") if group in _WITH_RULES else ""
     if rule.endswith(".FedAvg"):
         rule = first("sub_models.extraction._target_") or rule
+    if group == "fleet/radio":  # a mapping of them, by network
+        return next(str(each["_target_"]) for each in parts[0].values())
     return rule or first("_target_")
 
 

@@ -108,7 +108,8 @@ KEEPING = {
     ],
     "software that takes time": [
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
-        *("runtime=flower", "runtime.sustained=0.5"),
+        *("runtime=flower", "runtime.sustained=0.5"),  # an app takes seconds to start
+        *("fleet.availability.mean_on_s=30", "fleet.availability.mean_off_s=3"),
     ],
     "batteries that run low": [
         *(*SMALL, *HARSH_FLEET[3:], "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
