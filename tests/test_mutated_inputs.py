@@ -58,6 +58,7 @@ COMPANIONS = {  # what a member of a group needs beside it
     "strategy=sync_st": ["tasks=digits_and_synthetic", "-model", "-partition"],
     "client=gradient": ["strategy=onebit_adam"],
     "compressor@downlink": [],
+    "fleet/radio": ["fleet=mobile"],
     "partition=natural": ["data=synthetic", "-partition"],
 }
 GROUPS = {

@@ -35,6 +35,8 @@ PUBLIC = {
 OWN_DICTIONARIES = {
     ("fl/runs/apps.py", "vars(module)"),  # a user's module
     ("fl/strategies/drivers/driver.py", "vars(self)"),  # of a strategy of ours, for the log
+    ("fl/runs/journal/lasting.py", "vars(sys.modules.get(module, object))"),  # where a class is
+    ("fl/runs/journal/lasting.py", "setattr(part, name, value)"),  # of parts of ours, see `lasting`
 }
 
 PACKAGES = ("app", "clientapp", "common", "server", "serverapp", "supercore/inflatable")

@@ -57,13 +57,17 @@ def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **argum
 
     grid = SimGrid(fleet, FakeExecutor(answer), planner=plan)
     contributors = []
-    applied = grid.control.applied
+    applied, at_once = grid.control.applied, grid.control.applied_at_once
 
     def on_applied(name, staleness, metrics, **_):
         contributors.append((int(name.split(".")[0]), staleness))
         applied(name, staleness, metrics)
 
-    grid.control.applied = on_applied
+    def on_applied_at_once(names, metrics):
+        contributors.extend((int(name.split(".")[0]), 0) for name in names)
+        at_once(names, metrics)
+
+    grid.control.applied, grid.control.applied_at_once = on_applied, on_applied_at_once
     strategy = driven(FedCompass, num_clients=n, min_available_nodes=n, **arguments)
 
     def evaluate(version, arrays):

@@ -130,7 +130,7 @@ class OuterSteps(OuterMeetings):
         weighted_by_key: str | None = None,
         sharding: Cephalo | None = None,
         local_every: int | None = None,
-        patience: float | None = 3.0,
+        patience: float | None = 5.0,
         **driver: Any,
     ) -> None:
         super().__init__(rule, patience=patience, **driver)
