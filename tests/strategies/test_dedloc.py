@@ -157,9 +157,9 @@ def test_no_step_has_fewer_samples_than_the_target_if_somebody_leaves_with_its_o
     lost = of(got.run.trace, Event.DISCARDED)
     assert [row["client"] for row in lost] == [1] * 3
     # The other stops at 4 s, when it has 128 and expects as many. It waits until patience ends,
-    # 3 s after the last answer, at 3 s, or for waiting_s; and adds up the other half. By then the
+    # 5 s after the last answer, at 3 s, or for waiting_s; and adds up the other half. By then the
     # one that has gone is late in either case, and not waited for again.
-    assert got.times[1] == pytest.approx(3 + 3 + 4 if waiting_s is None else 4 + 1 + 4)
+    assert got.times[1] == pytest.approx(3 + 5 + 4 if waiting_s is None else 4 + 1 + 4)
 
 
 def test_who_comes_too_late_loses_what_it_has_and_fetches_the_parameters():
