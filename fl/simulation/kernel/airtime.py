@@ -19,6 +19,8 @@ class Airtime:
         radios: theirs.
     """
 
+    lasting = ("_last",)
+
     def __init__(self, fleet: Fleet, radios: Radios) -> None:
         self._radios = radios
         self._idle_w = fleet.devices.idle_w

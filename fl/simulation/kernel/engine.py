@@ -102,7 +102,7 @@ class Engine:
         presence: who is there when: the fleet's availability, or `charges`.
     """
 
-    lasting = ("bytes_down", "bytes_up", "energy_j", "busy_s", "_flow", "calendar")
+    lasting = ("bytes_down", "bytes_up", "energy_j", "busy_s", "_flow", "calendar", "_airtime")
     host: Host
 
     def __init__(self, fleet: Fleet, trace: Trace, runtime: Runtime | None = None) -> None:

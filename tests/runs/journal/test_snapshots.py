@@ -114,6 +114,18 @@ def test_a_run_goes_on_from_its_last_snapshot_to_the_same_end(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [["fleet/radio=states"], ["power=dvfs", "power.cap=0.5"]])
+def test_what_devices_remember_is_in_a_snapshot(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    of_fleet = [*FEW, *HARSH_FLEET, "strategy=fedavg", *words]
+    assert killed_and_resumed(of_fleet, tmp_path, monkeypatch, caplog) > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fleet", ["harsh", "uniform"])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_what_strategies_and_selections_remember_is_in_a_snapshot(
