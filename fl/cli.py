@@ -32,6 +32,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fl.errors import ConfigError, DeploymentError
 from fl.execution.garbage import seldom_garbage_collection
@@ -317,7 +318,7 @@ def main() -> None:
         known = message is not None or isinstance(error, DeploymentError | OSError)
         lines = [str(error)] if message is None else message.splitlines()
         overrides = not _COMMANDS_WITHOUT.intersection(sys.argv[1:2])
-        if overrides and not isinstance(error, ConfigError | DeploymentError):
+        if overrides and not isinstance(error, ConfigError | DeploymentError | YAMLError):
             problems = _all_problems(sys.argv[1:])
             lines, known = problems or lines, known or bool(problems)
         if not known:

@@ -86,11 +86,14 @@ def imported(key: str, module: str) -> Any:
         if package in EXTRAS and missing.partition(".")[0] not in ("", package):
             raise ConfigError(_MISSING.format(key, missing, EXTRAS[package])) from error
         why = (str(error).splitlines() or [""])[0]
-        raise ConfigError(_BROKEN.format(key, package, type(error).__name__, why)) from error
+        spec = find_spec(package)
+        at = "" if spec is None else f" at {spec.origin}"
+        said = _BROKEN.format(key, package, at, type(error).__name__, why)
+        raise ConfigError(said) from error
 
 
 _MISSING = "{} needs the package {}: pip install 'fl-simulator[{}]'"
 _BROKEN = (
-    "{} needs the package {}, which is there and cannot be imported ({}: {}): install it again "
-    "(pip install --force-reinstall --no-deps)"
+    "{0} needs the package {1}, which is there{2} and cannot be imported ({3}: {4}): rename the "
+    "file if it is yours, or install it again (pip install --force-reinstall --no-deps {1})"
 )

@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 import fl.runs.composing  # noqa: F401  what is composed below is composed once
 from fl.errors import ConfigError, ConfigErrors, SimulationError
@@ -53,8 +54,8 @@ def _as_yaml(found: re.Match[str]) -> str:
 def explain(error: BaseException, there: DictConfig | None = None) -> str | None:
     """Returns what an exception says about the configuration; None if it does not.
 
-    The exception, or one that caused it, must be ours, Hydra's or OmegaConf's. There is one line
-    for each thing that is wrong.
+    The exception, or one that caused it, must be ours, Hydra's, OmegaConf's or YAML's. There is one
+    line for each thing that is wrong.
 
     Args:
         error: the exception.
@@ -63,6 +64,9 @@ def explain(error: BaseException, there: DictConfig | None = None) -> str | None
     from hydra.errors import HydraException
 
     chain = list(causes(error))
+    for link in chain:
+        if isinstance(link, YAMLError):
+            return _unread(link)
     for kind in (ConfigError, HydraException, OmegaConfBaseException, SimulationError):
         for link in chain:
             # A simulation that stopped because of another exception needs its traceback.
@@ -81,6 +85,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.append(error)
         error = error.__cause__ or error.__context__
+
+
+def _unread(error: YAMLError) -> str:
+    """Returns which file is no YAML, where, and why."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def _reworded(error: BaseException, there: DictConfig | None) -> str:
@@ -196,6 +208,9 @@ def no_key(name: str, there: DictConfig | None = None) -> str:
         held = None if there is None else OmegaConf.select(there, place, throw_on_missing=False)
         if isinstance(held, DictConfig) and not held:
             return f"{place} is empty by default: to add what it holds, write +{key}=VALUE"
+    held = None if there is None else OmegaConf.select(there, key, throw_on_missing=False)
+    if isinstance(held, DictConfig):  # so that it is what is given for it that does not fit
+        return f"{key} holds {', '.join(map(str, held))}, and not all that it is given"
     present = set() if there is None else set(_keys(there, ""))
     others = set(_known_keys()) - present
     above = [key[: dot.start()] for dot in re.finditer(r"\.", key)]

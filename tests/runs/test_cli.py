@@ -523,6 +523,19 @@ def test_what_is_wrong_is_told_at_once(refused: Callable[..., str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("seed: 1\nseed: 2\n", "line 2: found duplicate key seed"), ("\tseed: 1\n", "line 1: found")],
+)
+def test_a_file_that_is_no_yaml_is_named_with_its_line(
+    text: str, said: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    flags = ("--config-dir", str(tmp_path), "--config-name", "mine")
+    (line,) = refused(*flags, *QUICK).splitlines()
+    assert line.startswith(f"fl: {tmp_path / 'mine.yaml'}, {said}")
+
+
 def test_refused_run_does_not_touch_a_directory_that_is_there(
     call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
