@@ -72,6 +72,7 @@ class AppliedUpdates:
 
 _SHOWN = 5  # different errors of clients,
 _LONGEST = 100  # characters of each
+_WORSE = 2.0  # times the first loss: above it, a run has a warning
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 PureEvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
@@ -524,6 +525,16 @@ class Recorder:
         if self._unchanged:
             said += f"; {self._unchanged} rounds made no step, the last one as {self._stayed}"
         return "; ".join([f"nothing was learnt: {said}", *_reasons(source)])
+
+    def worse(self) -> str | None:
+        """Returns that the last evaluation's loss is far above the first's; None if it is not."""
+        losses = [row["loss"] for row in self.writer.history if "loss" in row]
+        if not losses or not losses[-1] > _WORSE * losses[0] > 0:
+            return None
+        return (
+            f"the last loss is {losses[-1]:.4g}, and the first was {losses[0]:.4g}: the run has "
+            "unlearnt, as with rates that are too high (client.rule.lr), or with attacks"
+        )
 
     def diverged(self) -> str | None:
         """Returns why the run has no good final model, in words; None if it has one."""

@@ -242,6 +242,8 @@ def simulate(
                 in_vain = recorder.nothing_learnt()
             if in_vain is not None:
                 status = "failed"
+            elif diverged is None and (worse := recorder.worse()) is not None:
+                log.warning("%s", worse)
         summary = writer.finish(
             recorder.totals(),
             status=status if diverged is None else "diverged",

@@ -108,6 +108,15 @@ def test_run_that_diverged_has_status_1_and_a_warning_of_a_kind_is_shown_once(
     call("-m", *diverging, f"hydra.sweep.dir={tmp_path / 'many'}")  # a result as any other
 
 
+def test_run_that_ends_far_worse_than_it_began_has_a_warning(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*QUICK, "num_rounds=2", "client.rule.lr=100", "views=false")
+    assert "the last loss is" in capsys.readouterr().err
+    call(*QUICK, "num_rounds=2", "views=false")
+    assert "the last loss is" not in capsys.readouterr().err
+
+
 def test_module_is_the_command(call: Call, tmp_path: Path) -> None:
     call(*QUICK, f"hydra.run.dir={tmp_path / 'fl'}")
     done = subprocess.run(
