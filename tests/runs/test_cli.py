@@ -109,11 +109,12 @@ def test_run_that_diverged_has_status_1_and_a_warning_of_a_kind_is_shown_once(
 
 
 def test_run_that_ends_far_worse_than_it_began_has_a_warning(
-    call: Call, capsys: pytest.CaptureFixture[str]
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    call(*QUICK, "num_rounds=2", "client.rule.lr=100", "views=false")
+    short = [*QUICK, "num_rounds=2", "views=false"]
+    call(*short, "client.rule.lr=100", f"hydra.run.dir={tmp_path / 'high'}")
     assert "the last loss is" in capsys.readouterr().err
-    call(*QUICK, "num_rounds=2", "views=false")
+    call(*short, f"hydra.run.dir={tmp_path / 'good'}")
     assert "the last loss is" not in capsys.readouterr().err
 
 
