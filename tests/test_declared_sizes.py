@@ -281,7 +281,7 @@ ALL = [
 GRADIENTS = [f"{s} client=gradient" for s in ("gradient_tracking", "extra", "data_parallel")]
 LINKS = [f"fedavg compressor={c}" for c in ("ef_topk", "int8", "powersgd", "ef21")]
 LINKS += ["fedavg compressor=topk compressor@then=int8"]
-QUICK = ["fedavg", "fedbuff", "over_selection", "quafl", "dpsgd", "diloco", LINKS[0]]
+QUICK = ["fedavg", "fedbuff", "dpsgd", "diloco", LINKS[0]]
 SLOW = [*ALL, *GRADIENTS, *LINKS, "fedavg compressor@downlink=ef21", "diloco compressor=int8"]
 
 

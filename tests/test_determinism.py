@@ -266,13 +266,15 @@ def test_number_of_actors_does_not_change_our_app(actors: int, serial_ours: Simu
     assert hashes(run) == hashes(serial_ours)
 
 
-@pytest.mark.parametrize("actors", [1, slow(2), slow(4)])
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [1, 2, 4])
 def test_number_of_actors_does_not_change_clients_trained_one_by_one(actors: int) -> None:
     run = ours(RayExecutor(num_actors=actors, max_batch=1))
     assert hashes(run) == hashes(ours(SerialExecutor(max_batch=1)))
 
 
-@pytest.mark.parametrize("actors", [2, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [2, 1])
 def test_number_of_actors_does_not_change_outer_steps(actors: int) -> None:
     serial = outer(SerialExecutor(MAX_BATCH))
     assert serial.summary["faults"]["crash"] > 1
@@ -387,7 +389,8 @@ def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> 
     assert hashes(asynchronous(RayExecutor(num_actors=2))) == hashes(oracle)
 
 
-@pytest.mark.parametrize("strategy", ["dfedavg", slow("adpsgd")])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["dfedavg", "adpsgd"])
 def test_number_of_actors_does_not_change_a_network_without_a_server(strategy: str) -> None:
     twice = ["strategy.rule.gossip_steps=2"] if strategy == "dfedavg" else []
     chosen = [f"strategy={strategy}", "topology=torus", *twice]

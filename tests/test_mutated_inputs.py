@@ -88,7 +88,7 @@ NEEDS_FILES |= {"file", "simgrid"}
 SLOW = {"char_gpt", "char_lstm", "leaf_cnn", "resnet8", "stdlib", "behaviour", "fedast", "sync_st"}
 FREE = ("train_config", "run_config")  # take any key
 SECONDS = 1.5  # after which what still trains is stopped: it was not refused
-SAMPLE = 20  # of the 200 that the slow tests try
+SAMPLE = 12  # of the 200 that the slow tests try
 
 
 @dataclass(frozen=True)

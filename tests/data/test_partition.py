@@ -352,6 +352,7 @@ def test_any_partitioner_of_flower_can_deal(sorted_source):
         assert len(deal(replace(sorted_source, name="again"), seed=1).train) == 4
 
 
+@pytest.mark.slow
 def test_dealing_does_not_wait_for_plots_which_are_there_when_asked_for():
     code = (
         "import sys\n"

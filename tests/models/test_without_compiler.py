@@ -4,6 +4,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
+
 from fl.models.without_compiler import CHECKED_WITH
 
 OF_A_CLIENT = """
@@ -34,6 +36,7 @@ def test_the_version_was_checked():
     )
 
 
+@pytest.mark.slow
 def test_gradients_and_flops_do_without_the_compiler_and_whoever_asks_finds_it():
     done = subprocess.run(
         [sys.executable, "-c", OF_A_CLIENT + FOR_WHO_COMPILES],

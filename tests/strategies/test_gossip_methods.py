@@ -374,6 +374,7 @@ def test_compressed_push_sum_keeps_the_sums_and_finds_the_average():
     assert ran.grid.engine.bytes_up < 300 * 4 * (2 * TOP1 + 4)
 
 
+@pytest.mark.slow
 def test_compressed_gradient_tracking_has_no_bias_either():
     method = choco(TopK(k=1), GradientTracking(eta=0.02), topology=Q3, gamma=0.3)
     ran = run(method, num_rounds=1500)

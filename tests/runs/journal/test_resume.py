@@ -67,7 +67,7 @@ def kill_and_resume(
 def test_run_killed_at_random_moments_ends_like_one_that_was_not(
     run: Run, whole: tuple[Any, Path], tmp_path: Path
 ) -> None:
-    kill_and_resume(run, whole, tmp_path, 4, seed=0)
+    kill_and_resume(run, whole, tmp_path, 2, seed=0)
 
 
 @pytest.mark.slow
