@@ -165,7 +165,10 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
         beside=beside,
     )
-    limited = grid if isinstance(grid, SimGrid) and grid.fleet.job is None else None
+    # What may be made longer ends with its next model: the journal has answers as they are asked
+    # for in whole rounds.
+    whole = not recorder.may_wait or (isinstance(grid, SimGrid) and grid.fleet.job is not None)
+    limited = grid if isinstance(grid, SimGrid) and not whole else None
     if limited is not None and config.time_limit_s is not None:
         limited.end_at(config.time_limit_s)
     if isinstance(grid, SimGrid) and average is None and personal.every is None:

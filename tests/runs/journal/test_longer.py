@@ -16,11 +16,13 @@ FEW = ["executor=serial", "num_clients=6", "fleet=uniform", "progress=false", "v
 KEEP = ["checkpoint.keep=true"]
 KINDS = {
     "fedbuff": ["strategy=fedbuff", "strategy.rule.buffer_size=2", "evaluate_every=1"],
+    "fedavg": ["strategy=fedavg", "fleet=mobile", "num_clients=30"],
     "scaffold": ["strategy=scaffold", "fleet=mobile"],
     "dpsgd": ["strategy=dpsgd"],
     "diloco": ["strategy=diloco", "strategy.rule.inner_steps=5"],
     "ditto": ["strategy=ditto", "goal=personal", "personal.every=1"],
 }
+QUICK = ("fedbuff", "fedavg")
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def longer_in_time(typed: Any, kind: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[] if k == "fedbuff" else pytest.mark.slow) for k in KINDS]
+    "kind", [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in KINDS]
 )
 def test_a_run_that_time_has_ended_goes_on_to_the_bits_of_one_that_had_more(typed, kind):
     longer_in_time(typed, KINDS[kind])
