@@ -708,7 +708,8 @@ def test_command_says_what_is_wrong_with_a_file(attempt, folder):
 @pytest.mark.parametrize("name", RUNS)
 def test_files_that_were_not_mutated_run(attempt, folder, name):
     outcome = attempt((*RUN, *RUNS[name]))
-    said = outcome.error.splitlines()
+    # What there is to learn is nothing, so that a loss may go up.
+    said = [line for line in outcome.error.splitlines() if "unlearnt" not in line]
     assert (outcome.code, said[-1:]) in ((0, []), (130, ["fl: interrupted"]))
 
 
