@@ -72,7 +72,46 @@ class Estimator(ABC):
 
 
 @dataclass(frozen=True)
-class TwoPoint(Estimator):
+class AlongDirections(Estimator):
+    """An estimate that is the mean over `samples` directions, of some numbers each.
+
+    Attributes:
+        samples: directions q, at least 1.
+        density: share of a direction's numbers that are not set to 0, drawn anew for every one, in
+            (0, 1].
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    samples: int = 1
+    density: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("samples", self.samples, 1)
+        fraction("density", self.density)
+
+    @property
+    def draws(self) -> int:
+        """A vector for each direction, and one for what is set to 0."""
+        return self.samples if self.density == 1 else 2 * self.samples
+
+    def directions(self, z: Tensor) -> Iterator[Tensor]:
+        """Yields directions, shape (p,), of which each number is 0 but with probability `density`.
+
+        Args:
+            z: numbers of N(0, 1), shape (draws, p).
+        """
+        if self.density == 1:
+            yield from z
+            return
+        bound = NormalDist().inv_cdf(self.density)
+        for row, chance in zip(z[: self.samples], z[self.samples :], strict=True):
+            yield torch.where(chance < bound, row, 0.0)
+
+
+@dataclass(frozen=True)
+class TwoPoint(AlongDirections):
     """The mean over `samples` directions z of the difference quotient along them, times z.
 
         rho = (L(w + eps z) - L(w - eps z)) / (2 eps);    g = mean of rho z
@@ -82,9 +121,8 @@ class TwoPoint(Estimator):
     switches dropout off. The loss is the mean of those of the passes.
 
     Attributes:
-        samples: directions q, at least 1.
+        samples, density: as of `AlongDirections`.
         eps: length of a step along z, above 0; float32 loses digits of the quotient below 1e-4.
-        density: share of z's numbers that are not set to 0, drawn anew for every z, in (0, 1].
         sign: take rho's sign instead, as the benchmark's code for ZO-SGD-Sign does; the sign of
             every number of the estimate, which others mean by the name, is another method.
 
@@ -92,21 +130,13 @@ class TwoPoint(Estimator):
         ConfigError: a hyperparameter is out of range.
     """
 
-    samples: int = 1
     eps: float = 1e-3
-    density: float = 1.0
     sign: bool = False
 
     def __post_init__(self) -> None:
-        at_least("samples", self.samples, 1)
+        super().__post_init__()
         positive("eps", self.eps)
-        fraction("density", self.density)
         boolean("sign", self.sign)
-
-    @property
-    def draws(self) -> int:
-        """A vector for each direction, and one for what is set to 0."""
-        return self.samples if self.density == 1 else 2 * self.samples
 
     def flops(self, model: Flops) -> float:
         """Returns those of two forward passes for each direction."""
@@ -116,7 +146,7 @@ class TwoPoint(Estimator):
         """Returns the mean of rho z, and the mean loss of all passes."""
         found = [
             self._along(u, batch, w)
-            for direction in directions(z, self.samples, self.density)
+            for direction in self.directions(z)
             for u in self.parts(direction)
         ]
         g = torch.stack([estimate for estimate, _ in found]).sum(0) / self.samples
@@ -145,7 +175,7 @@ class BlockWise(TwoPoint):
     benchmark's code also has a form that steps after each block, and neither moves embeddings.
 
     Attributes:
-        samples, eps, density, sign: as of `TwoPoint`.
+        samples, density, eps, sign: as of `TwoPoint`.
         depth: parts of a module's name that name its block, at least 1.
         sizes: of the blocks, in the order of the p numbers.
 
@@ -185,7 +215,7 @@ class BlockWise(TwoPoint):
 
 
 @dataclass(frozen=True)
-class ForwardGradient(Estimator):
+class ForwardGradient(AlongDirections):
     """The mean over `samples` directions z of the exact derivative along them, times z.
 
         g = mean of <grad L(w), z> z
@@ -197,24 +227,8 @@ class ForwardGradient(Estimator):
     tangents. The number itself is taken here from a gradient, which is the same but for rounding.
 
     Attributes:
-        samples: directions, at least 1.
-        density: as of `TwoPoint`.
-
-    Raises:
-        ConfigError: a hyperparameter is out of range.
+        samples, density: as of `AlongDirections`.
     """
-
-    samples: int = 1
-    density: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least("samples", self.samples, 1)
-        fraction("density", self.density)
-
-    @property
-    def draws(self) -> int:
-        """A vector for each direction, and one for what is set to 0."""
-        return self.samples if self.density == 1 else 2 * self.samples
 
     @property
     def activations(self) -> int:
@@ -228,7 +242,7 @@ class ForwardGradient(Estimator):
     def grad(self, batch: Batch, w: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean of <grad L, z> z, and the loss."""
         exact, loss = batch.grad(w)
-        found = [(exact @ u) * u for u in directions(z, self.samples, self.density)]
+        found = [(exact @ u) * u for u in self.directions(z)]
         return torch.stack(found).mean(0), loss
 
 
@@ -259,22 +273,6 @@ class Projected(Estimator):
     def grad(self, batch: Batch, w: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the batch's own."""
         return batch.grad(w)
-
-
-def directions(z: Tensor, samples: int, density: float) -> Iterator[Tensor]:
-    """Yields directions, shape (p,), of which each number is 0 but with probability `density`.
-
-    Args:
-        z: numbers of N(0, 1), shape (samples, p), or (2 samples, p) if any are to be 0.
-        samples: how many directions.
-        density: in (0, 1].
-    """
-    if density == 1:
-        yield from z
-        return
-    bound = NormalDist().inv_cdf(density)
-    for row, chance in zip(z[:samples], z[samples:], strict=True):
-        yield torch.where(chance < bound, row, 0.0)
 
 
 @dataclass(frozen=True)

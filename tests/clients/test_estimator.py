@@ -24,7 +24,6 @@ from fl.clients import (
     TwoPoint,
 )
 from fl.clients.app.alone import AutogradBatch
-from fl.clients.estimator import directions
 from fl.errors import ConfigError
 from fl.execution.contract import Payload
 from fl.flower.records import from_record
@@ -116,7 +115,7 @@ def test_mean_and_second_moment_are_those_of_gaussian_directions(estimator, mean
 
 def test_a_share_of_the_numbers_is_not_zero():
     z = normal(2, 20_000)
-    (direction,) = directions(z, 1, 0.1)
+    (direction,) = TwoPoint(density=0.1).directions(z)
     assert abs((direction != 0).double().mean() - 0.1) < 0.01
     assert torch.equal(direction[direction != 0], z[0][direction != 0])
 
