@@ -208,8 +208,7 @@ def no_key(name: str, there: DictConfig | None = None) -> str:
         held = None if there is None else OmegaConf.select(there, place, throw_on_missing=False)
         if isinstance(held, DictConfig) and not held:
             return f"{place} is empty by default: to add what it holds, write +{key}=VALUE"
-    held = None if there is None else OmegaConf.select(there, key, throw_on_missing=False)
-    if isinstance(held, DictConfig):  # so that it is what is given for it that does not fit
+    if isinstance(held, DictConfig):  # the key itself, so that what is given for it does not fit
         return f"{key} holds {', '.join(map(str, held))}, and not all that it is given"
     present = set() if there is None else set(_keys(there, ""))
     others = set(_known_keys()) - present

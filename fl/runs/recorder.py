@@ -266,9 +266,13 @@ class Recorder:
         return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
 
     @property
-    def may_wait(self) -> bool:
-        """Whether an evaluation may end after the next round has begun; see `Recovery.may_wait`."""
-        return self._recovery is None or self._recovery.may_wait
+    def may_be_longer(self) -> bool:
+        """Whether a longer run may go on from the journal, which it asks in the order of this one.
+
+        So the last evaluation may not be noted after answers of a next round, which this one lacks,
+        and the last round must be asked for as a whole.
+        """
+        return self._recovery is not None and self._recovery.keep
 
     @property
     def answered(self) -> bool:

@@ -165,10 +165,9 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
         beside=beside,
     )
-    # What may be made longer ends with its next model: the journal has answers as they are asked
-    # for in whole rounds.
-    whole = not recorder.may_wait or (isinstance(grid, SimGrid) and grid.fleet.job is not None)
-    limited = grid if isinstance(grid, SimGrid) and not whole else None
+    limited = None  # ends with its next model
+    if isinstance(grid, SimGrid) and grid.fleet.job is None and not recorder.may_be_longer:
+        limited = grid
     if limited is not None and config.time_limit_s is not None:
         limited.end_at(config.time_limit_s)
     if isinstance(grid, SimGrid) and average is None and personal.every is None:
@@ -235,7 +234,7 @@ def _beside(
     data, target = experiment.data, target_of(config)
     if target is not None and (target.stop or target.patience is not None):
         return None  # whether there is a next round is what it tells
-    if not recorder.may_wait or config.lawa.k is not None or config.evaluate_train:
+    if recorder.may_be_longer or config.lawa.k is not None or config.evaluate_train:
         return None
     if not experiment.app.learns or experiment.app.home.keeps:
         return None  # there is nothing to evaluate

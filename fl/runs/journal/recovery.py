@@ -260,15 +260,6 @@ class Recovery:
         return self._journal is not None and self._journal.replaying
 
     @property
-    def may_wait(self) -> bool:
-        """Whether an evaluation may be noted after answers of the next round.
-
-        Not where a longer run may go on from the journal: it asks in the order of this one, whose
-        last evaluation is followed by no round.
-        """
-        return not self.keep
-
-    @property
     def wall_s(self) -> float | None:
         """Host seconds that the run took, in all its processes; None if nobody counts them."""
         return None if self._journal is None else self._journal.wall_s
