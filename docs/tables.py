@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fl.reports.extra import EXTRA
 from fl.runs.groups import groups, header, parts_of
@@ -147,7 +147,7 @@ def target(group: str, name: str) -> str:
     """Returns the import path of what a member makes; of a driver's member, that of its rule.
 
     Where clients hold parts of the model, and the server averages them, the method is how these are
-    taken.
+    taken; a member that makes several things is named by the first.
     """
     parts = [*parts_of(group, name)]
 
@@ -158,9 +158,9 @@ def target(group: str, name: str) -> str:
     rule = first("rule._target_") if group in _WITH_RULES else ""
     if rule.endswith(".FedAvg"):
         rule = first("sub_models.extraction._target_") or rule
-    if group == "fleet/radio":  # a mapping of them, by network
-        return next(str(each["_target_"]) for each in parts[0].values())
-    return rule or first("_target_")
+    several = (each for part in parts for each in part.values() if isinstance(each, DictConfig))
+    found = rule or first("_target_")
+    return found or next((str(each["_target_"]) for each in several if "_target_" in each), "")
 
 
 def family(name: str) -> str:

@@ -148,6 +148,12 @@ def test_every_module_is_importable():
         importlib.import_module(name)
 
 
+def test_every_name_that_a_module_offers_is_there_also_if_it_loads_when_used():
+    modules = map(importlib.import_module, MODULES)
+    offered = [(module, name) for module in modules for name in getattr(module, "__all__", ())]
+    assert not [f"{m.__name__}.{name}" for m, name in offered if not hasattr(m, name)]
+
+
 def test_imports_point_one_way():
     # The entry point, and what `fl` offers when asked, know everything.
     wrong = [
