@@ -281,7 +281,8 @@ def test_number_of_actors_does_not_change_outer_steps(actors: int) -> None:
     assert hashes(outer(RayExecutor(num_actors=actors, max_batch=MAX_BATCH))) == hashes(serial)
 
 
-@pytest.mark.parametrize("actors", [2, slow(1), slow(4)])
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [2, 1, 4])
 def test_number_of_actors_does_not_change_a_foreign_app(
     actors: int, serial_foreign: SimulatedRun
 ) -> None:

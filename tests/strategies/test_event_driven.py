@@ -234,6 +234,7 @@ def weights(strategy, times, num_rounds):
     return {client: moves[time] for time, client, _ in ran.applied()}
 
 
+@pytest.mark.slow
 def test_asynchronous_weights_of_clients_that_always_work_tend_to_those_of_the_authors_code():
     apart = [t + 1e-4 * client for client, t in enumerate(f_80())]  # no two answer at once
     found = weights(driven(AsyncFedAvg, num_clients=10, eta=1.0), apart, num_rounds=6000)

@@ -74,9 +74,8 @@ def test_it_goes_on_through_every_fault(rule):
     assert np.isfinite(ran.models[-1]).all()
 
 
-@pytest.mark.parametrize(
-    "rule", [BEER, *(pytest.param(r, marks=pytest.mark.slow) for r in KEPT if r is not BEER)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", KEPT)
 def test_over_compressed_edges_it_has_no_bias_either(rule):
     method = Gossip(rule(eta=0.02), topology=Q3, gamma=0.3)
     ran = run(method.within(Exchange(uplink=TopK(k=1))), num_rounds=1500)

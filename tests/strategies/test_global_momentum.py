@@ -94,6 +94,7 @@ def test_without_mixing_they_are_fedavg_and_scaffold(name, clients):
     np.testing.assert_allclose(got.models, expected.models, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_bias_of_fedavg_m_shrinks_with_beta_and_with_variance_reduction_does_not():
     asked = cohorts(N, 600)
     biases = [learn("FedAvg-M", asked, beta=beta).error for beta in (1.0, 0.3, 0.1)]

@@ -351,6 +351,7 @@ def test_robust_least_squares_is_solved_to_the_precision_of_float32(errors):
     assert found[200] < 1e-12
 
 
+@pytest.mark.slow
 def test_local_gradient_descent_ascent_stays_away_from_the_solution(errors):
     everybody = ["strategy=fedavg", "strategy.fraction_train=1.0"]
     setting = ["client.rule.lr=0.9", "client.local_steps=20", "client.local_epochs=null"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from killing import HARSH, SMALL, Run, journal_of, outcome
 
 ROWS = [*SMALL, *HARSH, "strategy=fedbuff", "client/correction=ditto", "partition.held_out=0.2"]
@@ -11,6 +12,7 @@ ROWS += ["num_clients=8", "num_rounds=6", "personal.every=2", "personal.rows=tru
 ROWS += ["personal.fine_tune.steps=2", "personal.clients=5"]
 
 
+@pytest.mark.slow
 def test_rows_of_a_run_that_was_killed_are_those_of_one_that_was_not(tmp_path: Path) -> None:
     run = Run(ROWS)
     run(tmp_path / "whole")
