@@ -25,6 +25,7 @@ import click
 import numpy as np
 import pytest
 import typer
+from every_strategy import mostly_slow
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -134,7 +135,8 @@ LINES = [line for fence in FENCES if fence.language == "" for line in commands(f
 OWN_PARTS, TUTORIAL = "own_parts.md", "tutorial.md"
 FL = [line for line in LINES if line.command[0] == "fl" and not line.place.startswith(OWN_PARTS)]
 OF_MEMBERS = [line for path in sorted(CONF.rglob("*.yaml")) for line in of_comments(path)]
-ASKED = [*FL, *(pytest.param(line, marks=pytest.mark.slow) for line in OF_MEMBERS)]
+FIRST = [line for line in FL if line.place.startswith(("README", TUTORIAL))]  # of the shop
+ASKED = mostly_slow([*FL, *OF_MEMBERS], [*FIRST, *FL[::2]])
 FL += OF_MEMBERS
 OTHERS = [line for line in LINES if line.command[0] != "fl"]
 PYTHON = [f for f in FENCES if f.language == "python" and f.page.name != TUTORIAL]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every_strategy import mostly_slow
 from omegaconf import DictConfig
 
 import fl
@@ -495,7 +496,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("arguments", BAD)
+@pytest.mark.parametrize("arguments", mostly_slow(BAD, [*BAD][::2]))
 def test_wrong_configuration_stops_before_training_with_one_line(
     arguments: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
